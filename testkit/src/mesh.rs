@@ -1,0 +1,384 @@
+//! A whole mesh on one machine: the CA on the link, and in each pod the redirect and a proxy.
+//!
+//! Promises: [`Mesh::start`] returns when every proxy says that it is ready; all processes run with the privileges they
+//! have in production (the redirect as root, proxies as [`PROXY_UID`] without capabilities); dropping ends everything.
+//! Leaves to others: the applications, and where records go ([`crate::Collector`]).
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::os::unix::fs::chown;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use crate::{LINK_IPV4, Net, Pod, Process, RunDir, binaries, run, until};
+
+/// The user that proxies run as.
+pub const PROXY_UID: u32 = 15002;
+/// Trust domain of every mesh made here.
+pub const TRUST_DOMAIN: &str = "demo.picket.dev";
+const ADMIN_PORT: u16 = 15020;
+const CA_PORT: u16 = 15012;
+const CA_IDENTITY: &str = "spiffe://demo.picket.dev/ns/picket-system/sa/picket-ca";
+const TOKEN_ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
+const TOKEN_AUDIENCE: &str = "picket-ca";
+/// Generous: a loaded machine with two cores makes keys and starts a dozen processes in it.
+const START_DEADLINE: Duration = Duration::from_secs(30);
+
+/// What an inbound proxy does with connections that are not from the mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plaintext {
+    /// Forwards and records them.
+    Permissive,
+    /// Refuses and records them.
+    Strict,
+}
+
+/// What is the same for all proxies of a mesh.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Inbound plaintext rule.
+    pub plaintext: Plaintext,
+    /// Where records go by OTLP/gRPC; `None` exports nothing.
+    pub collector: Option<SocketAddr>,
+    /// Directives of the proxies' own log, for example `info`.
+    pub log_level: String,
+    /// Worker threads per proxy.
+    pub workers: u16,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { plaintext: Plaintext::Strict, collector: None, log_level: "info".to_owned(), workers: 1 }
+    }
+}
+
+/// One pod to be made: who it is.
+#[derive(Clone, Debug)]
+pub struct Workload {
+    /// Name of the pod.
+    pub pod: String,
+    /// Its namespace and service account make its identity.
+    pub namespace: String,
+    /// See `namespace`.
+    pub service_account: String,
+    /// Without a proxy a pod is plain: no redirect, no identity.
+    pub meshed: bool,
+    /// More options for `picket-proxy redirect`.
+    pub redirect: Vec<String>,
+}
+
+impl Workload {
+    /// A meshed workload of the namespace `demo` whose service account has the pod's name.
+    pub fn meshed(pod: &str) -> Self {
+        Self {
+            pod: pod.to_owned(),
+            namespace: "demo".to_owned(),
+            service_account: pod.to_owned(),
+            meshed: true,
+            redirect: Vec::new(),
+        }
+    }
+
+    /// As [`Workload::meshed`], but without a proxy.
+    pub fn plain(pod: &str) -> Self {
+        Self { meshed: false, ..Self::meshed(pod) }
+    }
+
+    fn identity(&self) -> Option<String> {
+        let (namespace, account) = (&self.namespace, &self.service_account);
+        self.meshed.then(|| format!("spiffe://{TRUST_DOMAIN}/ns/{namespace}/sa/{account}"))
+    }
+}
+
+/// A service: a name and addresses that lead to pods.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// Its name in the namespace `demo`.
+    pub name: String,
+    /// Last number of its addresses: 10.96.0.x and fd00:96::x.
+    pub number: u8,
+    /// Its ports.
+    pub ports: Vec<ServicePort>,
+    /// Its endpoints.
+    pub endpoints: Vec<Endpoint>,
+}
+
+impl Service {
+    /// 10.96.0.x
+    pub fn ipv4(&self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 96, 0, self.number)
+    }
+
+    /// fd00:96::x
+    pub fn ipv6(&self) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, self.number.into())
+    }
+}
+
+/// One port of a service.
+#[derive(Clone, Debug)]
+pub struct ServicePort {
+    /// Port of the service.
+    pub port: u16,
+    /// Port of the pods.
+    pub target: u16,
+    /// `http`, `http2`, `tcp` or `tls`; `None` leaves it to detection.
+    pub app_protocol: Option<String>,
+}
+
+/// One endpoint of a service.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    /// Name of a pod of the mesh.
+    pub pod: String,
+    /// Which identity discovery names for it; `None` is the pod's own.
+    pub identity: Option<String>,
+}
+
+impl Endpoint {
+    /// The pod with its own identity.
+    pub fn of(pod: &str) -> Self {
+        Self { pod: pod.to_owned(), identity: None }
+    }
+}
+
+/// A pod of a running mesh.
+#[derive(Debug)]
+pub struct MeshPod {
+    /// The pod.
+    pub pod: Pod,
+    /// Its SPIFFE id, if it is in the mesh.
+    pub identity: Option<String>,
+    /// Its proxy, if it is in the mesh.
+    pub proxy: Option<Process>,
+}
+
+/// A running mesh. Fields are dropped in order: proxies, the CA, the network, the files.
+#[derive(Debug)]
+pub struct Mesh {
+    /// All pods by name.
+    pub pods: BTreeMap<String, MeshPod>,
+    /// The certificate authority, in the link namespace.
+    pub ca: Process,
+    /// The network.
+    pub net: Net,
+    /// Configuration, programs and output of everything.
+    pub directory: RunDir,
+}
+
+impl Mesh {
+    /// Makes the pods in `net`, starts the CA, and in each meshed pod the redirect and the proxy; waits until all are ready.
+    ///
+    /// # Errors
+    /// When a program is missing, a step fails, or something is not ready in time; the error says what and why.
+    pub fn start(mut net: Net, settings: &Settings, workloads: &[Workload], services: &[Service]) -> Result<Self> {
+        let directory = RunDir::new("mesh")?;
+        let programs = binaries()?;
+        let proxy = directory.install(&programs.join("picket-proxy"))?;
+        let authority = directory.install(&programs.join("picket-ca"))?;
+        let ca = start_ca(&net, &directory, &authority)?;
+
+        let mut pods = BTreeMap::new();
+        for workload in workloads {
+            let pod = net.pod(&workload.pod)?;
+            pods.insert(workload.pod.clone(), MeshPod { pod, identity: workload.identity(), proxy: None });
+        }
+        let mut mesh = Self { pods, ca, net, directory };
+        mesh.discover(services)?;
+        for workload in workloads.iter().filter(|workload| workload.meshed) {
+            mesh.start_proxy(settings, workload, &proxy, &authority)
+                .with_context(|| format!("cannot bring pod {} into the mesh", workload.pod))?;
+        }
+        for workload in workloads.iter().filter(|workload| workload.meshed) {
+            mesh.wait_ready(&workload.pod)?;
+        }
+        Ok(mesh)
+    }
+
+    /// Writes the discovery file, which proxies watch; it is replaced atomically.
+    ///
+    /// # Errors
+    /// When an endpoint names an unknown pod, or the file cannot be written.
+    pub fn discover(&self, services: &[Service]) -> Result<()> {
+        let services = services.iter().map(|service| self.describe(service)).collect::<Result<Vec<_>>>()?;
+        let text = serde_json::to_string_pretty(&json!({ "services": services }))?;
+        let fresh = self.directory.write("discovery.yaml.new", &text)?;
+        fs::rename(fresh, self.discovery_file())?;
+        Ok(())
+    }
+
+    /// The pod of this name.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn pod(&self, name: &str) -> Result<&MeshPod> {
+        self.pods.get(name).with_context(|| format!("there is no pod {name}"))
+    }
+
+    /// The trust bundle, PEM.
+    pub fn trust_bundle(&self) -> PathBuf {
+        self.directory.path().join("root.pem")
+    }
+
+    /// GETs `path` from the admin port of a pod's proxy: status and body.
+    ///
+    /// # Errors
+    /// When nobody answers within some seconds.
+    pub fn admin(&self, pod: &str, path: &str) -> Result<(u16, String)> {
+        let address = SocketAddr::from((self.pod(pod)?.pod.ipv4, ADMIN_PORT));
+        self.net.link.inside(|| get(address, path))
+    }
+
+    fn discovery_file(&self) -> PathBuf {
+        self.directory.path().join("discovery.yaml")
+    }
+
+    fn describe(&self, service: &Service) -> Result<Value> {
+        let endpoint = |endpoint: &Endpoint| {
+            let pod = self.pod(&endpoint.pod)?;
+            let mut value = json!({ "addresses": pod.pod.addresses(), "workload": endpoint.pod });
+            if let Some(identity) = endpoint.identity.as_ref().or(pod.identity.as_ref()) {
+                value["identity"] = json!(identity);
+            }
+            Ok(value)
+        };
+        let port = |port: &ServicePort| {
+            let mut value = json!({ "port": port.port, "targetPort": port.target });
+            if let Some(protocol) = &port.app_protocol {
+                value["appProtocol"] = json!(protocol);
+            }
+            value
+        };
+        Ok(json!({
+            "name": service.name,
+            "namespace": "demo",
+            "addresses": [IpAddr::from(service.ipv4()), IpAddr::from(service.ipv6())],
+            "ports": service.ports.iter().map(port).collect::<Vec<_>>(),
+            "endpoints": service.endpoints.iter().map(endpoint).collect::<Result<Vec<_>>>()?,
+        }))
+    }
+
+    fn start_proxy(&mut self, settings: &Settings, workload: &Workload, proxy: &Path, authority: &Path) -> Result<()> {
+        let name = &workload.pod;
+        let own = self.directory.path().join(name);
+        fs::create_dir(&own)?;
+        chown(&own, Some(PROXY_UID), Some(PROXY_UID)).context("cannot give a directory to the proxy's user")?;
+        let token = self.directory.write(&format!("{name}.token"), &token(&self.directory, authority, workload)?)?;
+        let config = json!({
+            "trustDomain": TRUST_DOMAIN,
+            "inbound": { "plaintext": match settings.plaintext {
+                Plaintext::Permissive => "permissive",
+                Plaintext::Strict => "strict",
+            } },
+            "admin": { "address": format!("0.0.0.0:{ADMIN_PORT}"), "socket": own.join("admin.sock") },
+            "identity": {
+                "caAddress": format!("{LINK_IPV4}:{CA_PORT}"),
+                "caRoots": self.trust_bundle(),
+                "caIdentity": CA_IDENTITY,
+                "tokenFile": token,
+            },
+            "discovery": { "file": self.discovery_file() },
+            "accessLog": { "mode": "all", "format": "text" },
+            "log": { "level": settings.log_level, "format": "text" },
+            "workers": settings.workers,
+        });
+        let config = with_export(config, settings.collector);
+        let file = self.directory.write(&format!("{name}.yaml"), &serde_json::to_string_pretty(&config)?)?;
+
+        let entry = self.pods.get_mut(name).context("the pod was made before")?;
+        let mut redirect = entry.pod.command(0, proxy);
+        redirect.args(["redirect", "--proxy-uid", &PROXY_UID.to_string()]).args(&workload.redirect);
+        run(&mut redirect)?;
+        let mut command = entry.pod.command(PROXY_UID, proxy);
+        command.arg("run").arg("--config").arg(file);
+        entry.proxy = Some(Process::spawn(&format!("{name}-proxy"), command, &self.directory)?);
+        Ok(())
+    }
+
+    fn wait_ready(&mut self, name: &str) -> Result<()> {
+        let address = {
+            let entry = self.pods.get(name).context("the pod was made before")?;
+            SocketAddr::from((entry.pod.ipv4, ADMIN_PORT))
+        };
+        let mut last = String::from("no answer");
+        until(&format!("readiness of {name}'s proxy"), START_DEADLINE, || {
+            if let Some(proxy) = self.pods.get_mut(name).and_then(|entry| entry.proxy.as_mut()) {
+                proxy.ensure_running()?;
+            }
+            match self.net.link.inside(|| get(address, "/readyz")) {
+                Ok((200, _)) => return Ok(Some(())),
+                Ok((status, body)) => last = format!("{status}: {}", body.trim()),
+                // It does not listen yet.
+                Err(error) => last = format!("{error:#}"),
+            }
+            Ok(None)
+        })
+        .with_context(|| format!("{name}'s proxy last said: {last}"))
+    }
+}
+
+fn with_export(mut config: Value, collector: Option<SocketAddr>) -> Value {
+    if let Some(address) = collector {
+        config["export"] = json!({ "endpoint": format!("http://{address}") });
+    }
+    config
+}
+
+fn start_ca(net: &Net, directory: &RunDir, program: &Path) -> Result<Process> {
+    let state = directory.path().join("ca");
+    let mut init = net.link.command(0, program);
+    init.arg("init").arg("--dir").arg(&state).args(["--trust-domain", TRUST_DOMAIN]);
+    run(&mut init)?;
+    // The CA's own directory stays private (0700); the bundle is for everybody.
+    directory.write("root.pem", &fs::read_to_string(state.join("root.pem"))?)?;
+    let config = json!({
+        "trustDomain": TRUST_DOMAIN,
+        "dir": state,
+        "listen": format!("{LINK_IPV4}:{CA_PORT}"),
+        "tokens": { "jwks": state.join("jwks.json"), "issuer": TOKEN_ISSUER, "audience": TOKEN_AUDIENCE },
+        "log": { "level": "info", "format": "text" },
+    });
+    let file = directory.write("ca.yaml", &serde_json::to_string_pretty(&config)?)?;
+    let mut command = net.link.command(0, program);
+    command.arg("run").arg("--config").arg(file);
+    let mut ca = Process::spawn("ca", command, directory)?;
+    let address = SocketAddr::from((LINK_IPV4, CA_PORT));
+    until("the CA to listen", START_DEADLINE, || {
+        ca.ensure_running()?;
+        let connected = net.link.inside(|| Ok(TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok()))?;
+        Ok(connected.then_some(()))
+    })?;
+    Ok(ca)
+}
+
+/// A token like the one that Kubernetes projects into a pod.
+fn token(directory: &RunDir, authority: &Path, workload: &Workload) -> Result<String> {
+    let mut command = std::process::Command::new(authority);
+    command
+        .arg("token")
+        .arg("--key")
+        .arg(directory.path().join("ca/token-key.pem"))
+        .args(["--namespace", &workload.namespace, "--service-account", &workload.service_account])
+        .args(["--pod", &workload.pod, "--pod-uid", "00000000-0000-4000-8000-000000000001"])
+        .args(["--audience", TOKEN_AUDIENCE, "--ttl", "1h"]);
+    run(&mut command)
+}
+
+/// One GET over HTTP/1.1 with a fresh connection: status and body.
+fn get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.take(16 << 20).read_to_end(&mut answer)?;
+    let answer = String::from_utf8(answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("the answer has no head")?;
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    ensure!(head.starts_with("HTTP/1.1 "), "not HTTP/1.1: {head}");
+    Ok((status.context("the answer has no status")?, body.to_owned()))
+}
