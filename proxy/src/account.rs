@@ -1,0 +1,375 @@
+//! Step 7: what is known of a connection or a request so far, which becomes exactly one record.
+//!
+//! Every step notes here what it learned. `finish` writes the record; an account that is dropped without it was cut, and
+//! says so. The record's fields and names are those of the crate `record`.
+
+use std::{
+    cell::{Cell, RefCell},
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use identity::SpiffeId;
+use record::{
+    ClosedBy, Code, Connection, Context, ContextAttributes, Decision, DetectedBy, Direction, EstablishedBy, HttpVersion,
+    Protocol, Request, State, Tls, Uid,
+};
+
+use crate::{
+    forward::head::TraceParent,
+    journal::{Journal, unix_nanos},
+};
+
+/// What a TLS session agreed on.
+#[derive(Debug, Clone, Default)]
+pub struct TlsFacts {
+    /// As in `tls.protocol.version`.
+    pub version: &'static str,
+    /// The cipher suite's IANA name.
+    pub cipher: &'static str,
+    /// The key exchange group's IANA name.
+    pub group: &'static str,
+    /// The application protocol.
+    pub alpn: String,
+}
+
+/// What we know of the server's side of a connection; shared by all requests that use it.
+#[derive(Debug, Clone)]
+pub struct Upstream {
+    /// The endpoint that was dialled.
+    pub address: SocketAddr,
+    /// The workload behind it.
+    pub workload: Option<Arc<str>>,
+    /// Its identity, and how we know.
+    pub identity: Option<(SpiffeId, EstablishedBy)>,
+    /// TLS towards it.
+    pub tls: Option<TlsFacts>,
+    /// Why traffic may go there.
+    pub decision: Decision,
+    /// The rule that decided.
+    pub reason: &'static str,
+    /// How long TCP took.
+    pub connect: Duration,
+    /// How long TLS took.
+    pub handshake: Option<Duration>,
+}
+
+/// What is known of a connection, filled in step by step.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// Towards our workload, or away from it.
+    pub direction: Direction,
+    /// Who dialled.
+    pub source: SocketAddr,
+    /// Where it wanted to go.
+    pub destination: SocketAddr,
+    /// The service there.
+    pub service: Option<Arc<str>>,
+    /// The workload that dialled.
+    pub client_workload: Option<Arc<str>>,
+    /// The client's identity, and how we know.
+    pub client_identity: Option<(SpiffeId, EstablishedBy)>,
+    /// The workload that is dialled.
+    pub server_workload: Option<Arc<str>>,
+    /// The server's identity, and how we know.
+    pub server_identity: Option<(SpiffeId, EstablishedBy)>,
+    /// TLS with the client (inbound) or with the server (outbound).
+    pub tls: Option<TlsFacts>,
+    /// The name that the client of an application's own TLS asked for.
+    pub server_name: Option<String>,
+    /// What is spoken.
+    pub protocol: Protocol,
+    /// How we know.
+    pub detected_by: DetectedBy,
+    /// What was decided.
+    pub decision: Decision,
+    /// By which rule.
+    pub reason: &'static str,
+}
+
+impl Facts {
+    fn encode(&self, upstream: Option<&Upstream>) -> ContextAttributes {
+        let server_identity = upstream.and_then(|upstream| upstream.identity.as_ref()).or(self.server_identity.as_ref());
+        let server_workload = upstream.and_then(|upstream| upstream.workload.as_deref()).or(self.server_workload.as_deref());
+        let tls = self.tls.as_ref().or(upstream.and_then(|upstream| upstream.tls.as_ref()));
+        let decided_here = self.direction == Direction::Inbound || self.decision == Decision::Refused;
+        let (decision, decision_reason) = match upstream {
+            Some(upstream) if !decided_here => (upstream.decision, upstream.reason),
+            Some(_) | None => (self.decision, self.reason),
+        };
+        Context {
+            direction: self.direction,
+            source: self.source,
+            destination: self.destination,
+            upstream: upstream.map(|upstream| upstream.address),
+            service: self.service.as_deref(),
+            client_workload: self.client_workload.as_deref(),
+            server_workload,
+            client_identity: self.client_identity.as_ref().map(|(id, how)| (id.as_str(), *how)),
+            server_identity: server_identity.map(|(id, how)| (id.as_str(), *how)),
+            tls: tls.map(|tls| Tls { version: tls.version, cipher: tls.cipher, group: tls.group, alpn: &tls.alpn }),
+            server_name: self.server_name.as_deref(),
+            protocol: self.protocol,
+            detected_by: self.detected_by,
+            decision,
+            decision_reason,
+        }
+        .encode()
+    }
+}
+
+/// The account of one accepted connection.
+#[derive(Debug)]
+pub struct Account {
+    journal: Rc<Journal>,
+    uid: Uid,
+    direction: Direction,
+    started: Instant,
+    started_unix_nanos: u64,
+    facts: RefCell<Facts>,
+    upstream: RefCell<Option<Rc<Upstream>>>,
+    context: RefCell<Option<Rc<ContextAttributes>>>,
+    /// How long TLS with the client took.
+    pub client_handshake: Cell<Option<Duration>>,
+    /// When the first byte came from the server.
+    pub first_byte: Cell<Option<Instant>>,
+    /// Bytes from the client, as the application wrote them.
+    pub from_client: Cell<u64>,
+    /// Bytes from the server, as the application wrote them.
+    pub from_server: Cell<u64>,
+    requests: Cell<u64>,
+    finished: Cell<bool>,
+}
+
+impl Account {
+    /// Opens the account of a connection that was accepted just now.
+    pub fn open(journal: Rc<Journal>, direction: Direction, source: SocketAddr, destination: SocketAddr) -> Rc<Self> {
+        let started_unix_nanos = unix_nanos();
+        journal.metrics.connection_opened(direction);
+        let facts = Facts {
+            direction,
+            source,
+            destination,
+            service: None,
+            client_workload: None,
+            client_identity: None,
+            server_workload: None,
+            server_identity: None,
+            tls: None,
+            server_name: None,
+            protocol: Protocol::Tcp,
+            detected_by: DetectedBy::Unread,
+            decision: Decision::Refused,
+            reason: "ended before a decision",
+        };
+        Rc::new(Self {
+            uid: journal.uid(started_unix_nanos),
+            journal,
+            direction,
+            started: Instant::now(),
+            started_unix_nanos,
+            facts: RefCell::new(facts),
+            upstream: RefCell::default(),
+            context: RefCell::default(),
+            client_handshake: Cell::default(),
+            first_byte: Cell::default(),
+            from_client: Cell::default(),
+            from_server: Cell::default(),
+            requests: Cell::default(),
+            finished: Cell::default(),
+        })
+    }
+
+    /// Notes what a step learned.
+    pub fn note(&self, change: impl FnOnce(&mut Facts)) {
+        change(&mut self.facts.borrow_mut());
+        *self.context.borrow_mut() = None;
+    }
+
+    /// Notes the server's side that this connection uses (last).
+    pub fn note_upstream(&self, upstream: &Rc<Upstream>) {
+        let mut current = self.upstream.borrow_mut();
+        if !current.as_ref().is_some_and(|current| Rc::ptr_eq(current, upstream)) {
+            *current = Some(Rc::clone(upstream));
+            *self.context.borrow_mut() = None;
+        }
+    }
+
+    /// Where the client wanted to go.
+    pub fn destination(&self) -> SocketAddr {
+        self.facts.borrow().destination
+    }
+
+    fn context(&self) -> Rc<ContextAttributes> {
+        let mut context = self.context.borrow_mut();
+        let upstream = self.upstream.borrow();
+        Rc::clone(context.get_or_insert_with(|| Rc::new(self.facts.borrow().encode(upstream.as_deref()))))
+    }
+
+    /// Writes a record of a long connection that goes on.
+    pub fn report(&self) {
+        self.write(State::Open, ClosedBy::Us, Code::Ok, None);
+    }
+
+    /// Writes the closing record; later calls do nothing.
+    pub fn finish(&self, closed_by: ClosedBy, code: Code, detail: Option<&str>) {
+        if self.finished.replace(true) {
+            return;
+        }
+        self.journal.metrics.connection_closed(self.direction, code);
+        self.journal.metrics.bytes(self.direction, self.from_client.get(), self.from_server.get());
+        self.write(State::Closed, closed_by, code, detail);
+    }
+
+    fn write(&self, state: State, closed_by: ClosedBy, code: Code, detail: Option<&str>) {
+        let duration = self.started.elapsed();
+        let context = self.context();
+        let upstream = self.upstream.borrow();
+        let record = Connection {
+            uid: if state == State::Closed { self.uid } else { self.journal.uid(unix_nanos()) },
+            context: &context,
+            started_unix_nanos: self.started_unix_nanos,
+            ended_unix_nanos: self.started_unix_nanos + duration.as_nanos() as u64,
+            state,
+            bytes_from_client: self.from_client.get(),
+            bytes_from_server: self.from_server.get(),
+            connect: upstream.as_ref().map(|upstream| upstream.connect),
+            handshake: self.client_handshake.get().or(upstream.as_ref().and_then(|upstream| upstream.handshake)),
+            first_byte: self.first_byte.get().map(|at| at.saturating_duration_since(self.started)),
+            duration,
+            requests: self.requests.get(),
+            closed_by,
+            code,
+            detail,
+        };
+        self.journal.append(|out| record.encode(out));
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        let code = if self.journal.is_draining() { Code::Draining } else { Code::Internal };
+        self.finish(ClosedBy::Us, code, Some("cut before it ended"));
+    }
+}
+
+/// The account of one request; writes its record when it is finished or dropped.
+#[derive(Debug)]
+pub struct RequestAccount {
+    connection: Rc<Account>,
+    started: Instant,
+    started_unix_nanos: u64,
+    upstream: Option<Rc<Upstream>>,
+    /// The method, as sent.
+    pub method: String,
+    /// The path, without the query.
+    pub path: String,
+    /// Host or `:authority`.
+    pub authority: Option<String>,
+    /// The version of HTTP.
+    pub http_version: HttpVersion,
+    /// The answer's status.
+    pub status: Option<u16>,
+    /// True for calls of gRPC.
+    pub is_grpc: bool,
+    /// The status of the call.
+    pub grpc_status: Option<u32>,
+    /// Bytes of content from the client.
+    pub request_body_bytes: u64,
+    /// Bytes of content from the server.
+    pub response_body_bytes: u64,
+    /// When the answer's head came.
+    pub first_byte: Option<Instant>,
+    /// How often it was sent again.
+    pub resends: u32,
+    /// The trace that it belongs to.
+    pub trace: Option<TraceParent>,
+    /// The protocol that the connection switched to.
+    pub upgraded: Option<String>,
+    finished: bool,
+}
+
+impl RequestAccount {
+    /// Opens the account of a request whose head has come.
+    pub fn open(connection: &Rc<Account>, method: &str, path: &str, authority: Option<&str>, version: HttpVersion) -> Self {
+        connection.requests.set(connection.requests.get() + 1);
+        Self {
+            connection: Rc::clone(connection),
+            started: Instant::now(),
+            started_unix_nanos: unix_nanos(),
+            upstream: None,
+            method: method.to_owned(),
+            path: path.to_owned(),
+            authority: authority.map(str::to_owned),
+            http_version: version,
+            status: None,
+            is_grpc: false,
+            grpc_status: None,
+            request_body_bytes: 0,
+            response_body_bytes: 0,
+            first_byte: None,
+            resends: 0,
+            trace: None,
+            upgraded: None,
+            finished: false,
+        }
+    }
+
+    /// Notes the server's side that takes this request.
+    pub fn note_upstream(&mut self, upstream: &Rc<Upstream>) {
+        self.upstream = Some(Rc::clone(upstream));
+        self.connection.note_upstream(upstream);
+    }
+
+    /// When the request came.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// Writes the record; later calls do nothing.
+    pub fn finish(&mut self, code: Code, detail: Option<&str>) {
+        if std::mem::replace(&mut self.finished, true) {
+            return;
+        }
+        if let Some(upstream) = &self.upstream {
+            self.connection.note_upstream(upstream);
+        }
+        let context = self.connection.context();
+        let journal = &self.connection.journal;
+        let duration = self.started.elapsed();
+        journal.metrics.request(self.connection.direction, self.status, code);
+        let record = Request {
+            uid: journal.uid(self.started_unix_nanos),
+            connection: self.connection.uid,
+            context: &context,
+            started_unix_nanos: self.started_unix_nanos,
+            ended_unix_nanos: self.started_unix_nanos + duration.as_nanos() as u64,
+            method: &self.method,
+            path: &self.path,
+            authority: self.authority.as_deref(),
+            http_version: self.http_version,
+            status: self.status,
+            grpc_status: self.grpc_status,
+            is_grpc: self.is_grpc,
+            request_body_bytes: self.request_body_bytes,
+            response_body_bytes: self.response_body_bytes,
+            first_byte: self.first_byte.map(|at| at.saturating_duration_since(self.started)),
+            duration,
+            resends: self.resends,
+            trace: self.trace,
+            code,
+            detail,
+            upgraded: self.upgraded.as_deref(),
+        };
+        journal.append(|out| record.encode(out));
+    }
+}
+
+impl Drop for RequestAccount {
+    fn drop(&mut self) {
+        let code = if self.connection.journal.is_draining() { Code::Draining } else { Code::RequestCanceled };
+        self.finish(code, Some("cut before it ended"));
+    }
+}

@@ -1,0 +1,309 @@
+//! Steps 4 and 5 towards the server: dialling, TLS, and HTTP/1 connections kept for the next request.
+//!
+//! A connection to an endpoint that could not be made moves to another endpoint: nothing has been sent yet.
+//! Pools are per worker, bounded per endpoint, and swept; idle connections hold no task.
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use identity::SpiffeId;
+use record::{Decision, EstablishedBy};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::{net::TcpStream, time::timeout};
+use tokio_rustls::TlsConnector;
+
+use crate::{
+    account::{TlsFacts, Upstream},
+    balance::{Balancer, InFlight},
+    discover::{Destination, Endpoint},
+    error::ConnectionError,
+    stream::{Prefixed, Stream},
+};
+
+/// Idle HTTP/1 connections kept per endpoint and worker.
+const IDLE_MAX: usize = 64;
+/// How long one is kept: well below the keep-alive time that the proxy at its other end allows.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
+/// Endpoints that are tried for one connection.
+const ATTEMPTS_MAX: usize = 3;
+/// TLS settings kept per worker, one for each identity and protocol.
+const TLS_CONFIGS_MAX: usize = 4096;
+
+/// Where a connection goes.
+#[derive(Debug, Clone)]
+pub enum Target {
+    /// To an endpoint that discovery names.
+    Discovered(Destination),
+    /// To this address and no other, in clear: our own workload, or somewhere outside the mesh.
+    Address(SocketAddr, Decision, &'static str),
+}
+
+/// A connection to a server, ready for use.
+#[derive(Debug)]
+pub struct Connected {
+    /// The stream.
+    pub stream: Stream,
+    /// What we know of the other end.
+    pub upstream: Rc<Upstream>,
+    /// Bytes that came early.
+    pub buffer: Vec<u8>,
+    /// It has served a request before.
+    pub reused: bool,
+    /// Ends the endpoint's load when dropped.
+    pub in_flight: Option<InFlight>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    connected: Connected,
+    since: Instant,
+}
+
+/// One worker's way to servers.
+#[derive(Debug)]
+pub struct Connector {
+    store: Arc<identity::Store>,
+    connect_timeout: Duration,
+    handshake_timeout: Duration,
+    balancer: Rc<Balancer>,
+    idle: RefCell<HashMap<SocketAddr, Vec<Idle>>>,
+    tls: RefCell<HashMap<(SpiffeId, &'static [u8]), TlsConnector>>,
+}
+
+impl Connector {
+    /// A connector that proves itself with what `store` holds.
+    pub fn new(store: Arc<identity::Store>, connect_timeout: Duration, handshake_timeout: Duration) -> Self {
+        let (balancer, idle, tls) = Default::default();
+        Self { store, connect_timeout, handshake_timeout, balancer, idle, tls }
+    }
+
+    /// A kept connection to `target`, or a new one. `alpn` is the protocol between proxies.
+    ///
+    /// # Errors
+    /// Those of the last endpoint tried, or that there is none.
+    ///
+    /// # Cancellation
+    /// A connection half made is closed.
+    pub async fn take_http1(&self, target: &Target, fresh: bool) -> Result<Connected, ConnectionError> {
+        self.to(target, identity::ALPN_HTTP1, !fresh).await
+    }
+
+    /// A new connection to `target`. Errors and cancellation as for [`Self::take_http1`].
+    ///
+    /// # Errors
+    /// As for [`Self::take_http1`].
+    pub async fn open(&self, target: &Target, alpn: &'static [u8]) -> Result<Connected, ConnectionError> {
+        self.to(target, alpn, false).await
+    }
+
+    /// Keeps a connection for the next request.
+    pub fn keep(&self, mut connected: Connected) {
+        connected.in_flight = None;
+        connected.reused = true;
+        if !connected.buffer.is_empty() {
+            return;
+        }
+        let mut idle = self.idle.borrow_mut();
+        let kept = idle.entry(connected.upstream.address).or_default();
+        if kept.len() < IDLE_MAX {
+            kept.push(Idle { connected, since: Instant::now() });
+        }
+    }
+
+    /// Closes what was kept for too long or has ended meanwhile.
+    pub fn sweep(&self, now: Instant) {
+        self.idle.borrow_mut().retain(|_, kept| {
+            kept.retain_mut(|idle| now.saturating_duration_since(idle.since) < IDLE_TIMEOUT && is_open(&mut idle.connected));
+            !kept.is_empty()
+        });
+    }
+
+    /// Closes everything that is kept.
+    pub fn close_idle(&self) {
+        self.idle.borrow_mut().clear();
+    }
+
+    async fn to(&self, target: &Target, alpn: &'static [u8], reuse: bool) -> Result<Connected, ConnectionError> {
+        let destination = match target {
+            Target::Address(address, decision, reason) => {
+                return self.plain(*address, None, None, *decision, reason).await;
+            }
+            Target::Discovered(destination) => destination,
+        };
+        let mut tried = Vec::new();
+        let mut last = ConnectionError::NoEndpoint(destination.service.as_deref().unwrap_or("the destination").to_owned());
+        while tried.len() < ATTEMPTS_MAX {
+            let Some((endpoint, in_flight)) = self.balancer.pick(&destination.endpoints, &tried, Instant::now()) else { break };
+            if reuse && let Some(mut connected) = self.kept(&endpoint) {
+                connected.in_flight = Some(in_flight);
+                return Ok(connected);
+            }
+            match self.dial(&endpoint, alpn).await {
+                Ok(mut connected) => {
+                    self.balancer.reached(endpoint.address);
+                    connected.in_flight = Some(in_flight);
+                    return Ok(connected);
+                }
+                Err(error) => {
+                    self.balancer.failed(endpoint.address, Instant::now());
+                    tried.push(endpoint.address);
+                    last = error;
+                }
+            }
+        }
+        Err(last)
+    }
+
+    fn kept(&self, endpoint: &Endpoint) -> Option<Connected> {
+        let mut idle = self.idle.borrow_mut();
+        let kept = idle.get_mut(&endpoint.address)?;
+        while let Some(Idle { mut connected, .. }) = kept.pop() {
+            let is_same = connected.upstream.identity.as_ref().map(|(id, _)| id) == endpoint.identity.as_ref();
+            if is_same && is_open(&mut connected) {
+                return Some(connected);
+            }
+        }
+        None
+    }
+
+    async fn dial(&self, endpoint: &Endpoint, alpn: &'static [u8]) -> Result<Connected, ConnectionError> {
+        let workload = endpoint.workload.clone();
+        let Some(identity) = &endpoint.identity else {
+            return self.plain(endpoint.address, workload, None, Decision::Passthrough, "the endpoint is not in the mesh").await;
+        };
+        let started = Instant::now();
+        let socket = self.tcp(endpoint.address).await?;
+        let connect = started.elapsed();
+        if is_own_pod(&socket) {
+            let identity = Some((identity.clone(), EstablishedBy::Discovery));
+            return Ok(plain(socket, endpoint.address, workload, identity, Decision::Local, "the endpoint is this pod", connect));
+        }
+        if self.store.current().is_none() {
+            return Err(ConnectionError::CredentialsUnavailable);
+        }
+        let name = rustls_pki_types::ServerName::from(endpoint.address.ip());
+        let handshake = self.tls(identity, alpn).connect(name, Prefixed::new(Vec::new(), socket));
+        let tls = match timeout(self.handshake_timeout, handshake).await {
+            Ok(done) => done.map_err(ConnectionError::Handshake)?,
+            Err(_) => return Err(ConnectionError::HandshakeTimeout),
+        };
+        if tls.get_ref().1.alpn_protocol() != Some(alpn) {
+            return Err(ConnectionError::Alpn(String::from_utf8_lossy(alpn).into_owned()));
+        }
+        let upstream = Upstream {
+            address: endpoint.address,
+            workload,
+            identity: Some((identity.clone(), EstablishedBy::MutualTls)),
+            tls: Some(tls_facts(tls.get_ref().1)),
+            decision: Decision::Meshed,
+            reason: "the endpoint proved the identity that discovery names",
+            connect,
+            handshake: Some(started.elapsed() - connect),
+        };
+        Ok(Connected {
+            stream: Stream::TlsClient(Box::new(tls)),
+            upstream: Rc::new(upstream),
+            buffer: Vec::new(),
+            reused: false,
+            in_flight: None,
+        })
+    }
+
+    async fn plain(
+        &self,
+        address: SocketAddr,
+        workload: Option<Arc<str>>,
+        identity: Option<(SpiffeId, EstablishedBy)>,
+        decision: Decision,
+        reason: &'static str,
+    ) -> Result<Connected, ConnectionError> {
+        let started = Instant::now();
+        let socket = self.tcp(address).await?;
+        Ok(plain(socket, address, workload, identity, decision, reason, started.elapsed()))
+    }
+
+    async fn tcp(&self, address: SocketAddr) -> Result<TcpStream, ConnectionError> {
+        let socket = match timeout(self.connect_timeout, TcpStream::connect(address)).await {
+            Ok(connected) => connected.map_err(|error| ConnectionError::Connect(address, error))?,
+            Err(_) => return Err(ConnectionError::ConnectTimeout(address)),
+        };
+        tune(&socket);
+        Ok(socket)
+    }
+
+    fn tls(&self, identity: &SpiffeId, alpn: &'static [u8]) -> TlsConnector {
+        let mut configs = self.tls.borrow_mut();
+        if configs.len() >= TLS_CONFIGS_MAX {
+            configs.clear();
+        }
+        let config = || TlsConnector::from(Arc::new(identity::client_config(&self.store, identity, alpn)));
+        configs.entry((identity.clone(), alpn)).or_insert_with(config).clone()
+    }
+}
+
+fn plain(
+    socket: TcpStream,
+    address: SocketAddr,
+    workload: Option<Arc<str>>,
+    identity: Option<(SpiffeId, EstablishedBy)>,
+    decision: Decision,
+    reason: &'static str,
+    connect: Duration,
+) -> Connected {
+    let upstream = Upstream { address, workload, identity, tls: None, decision, reason, connect, handshake: None };
+    Connected {
+        stream: Stream::Plain(Prefixed::new(Vec::new(), socket)),
+        upstream: Rc::new(upstream),
+        buffer: Vec::new(),
+        reused: false,
+        in_flight: None,
+    }
+}
+
+/// A pod that calls itself through its Service: the packets never leave it and never pass a redirect.
+fn is_own_pod(socket: &TcpStream) -> bool {
+    matches!((socket.local_addr(), socket.peer_addr()), (Ok(local), Ok(peer)) if local.ip() == peer.ip())
+}
+
+/// True while the other end of an unused connection has neither ended nor said anything.
+fn is_open(connected: &mut Connected) -> bool {
+    let mut context = Context::from_waker(Waker::noop());
+    matches!(connected.stream.poll_read_with(&mut context, |_, _| ()), Poll::Pending)
+}
+
+/// No delay for small writes; a peer that vanished is noticed within two minutes.
+pub fn tune(socket: &TcpStream) {
+    let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15)).with_retries(4);
+    // A socket that refuses an option is about to fail by itself; its reader reports that.
+    let _delay = socket.set_nodelay(true);
+    let _keepalive = SockRef::from(socket).set_tcp_keepalive(&keepalive);
+}
+
+/// What a session agreed on, under the names of the IANA registries.
+pub fn tls_facts(session: &rustls::CommonState) -> TlsFacts {
+    TlsFacts {
+        version: match session.protocol_version() {
+            Some(rustls::ProtocolVersion::TLSv1_3) => "1.3",
+            Some(rustls::ProtocolVersion::TLSv1_2) => "1.2",
+            Some(_) | None => "unknown",
+        },
+        cipher: session.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str()).map_or("unknown", |name| {
+            // rustls names the suites of TLS 1.3 after their version.
+            match name {
+                "TLS13_AES_128_GCM_SHA256" => "TLS_AES_128_GCM_SHA256",
+                "TLS13_AES_256_GCM_SHA384" => "TLS_AES_256_GCM_SHA384",
+                "TLS13_CHACHA20_POLY1305_SHA256" => "TLS_CHACHA20_POLY1305_SHA256",
+                other => other,
+            }
+        }),
+        group: session.negotiated_key_exchange_group().and_then(|group| group.name().as_str()).unwrap_or("unknown"),
+        alpn: session.alpn_protocol().map(|alpn| String::from_utf8_lossy(alpn).into_owned()).unwrap_or_default(),
+    }
+}

@@ -1,0 +1,124 @@
+//! Step 6 for opaque streams: copies bytes both ways, exactly, and keeps half-close.
+//!
+//! Waits in one task, with no buffer while nothing moves. A side that ends is shut down at the other side once all
+//! its bytes are there; the copy ends when both have ended, or at the first error.
+
+use std::{
+    future::poll_fn,
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use tokio::io::AsyncWrite;
+
+use super::pending::Pending;
+use crate::stream::Stream;
+
+/// Which end of the copy did something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The side that dialled.
+    Client,
+    /// The side that was dialled.
+    Server,
+}
+
+/// How a copy went; the counters hold also when it failed.
+#[derive(Debug, Default)]
+pub struct Copied {
+    /// Bytes read from the client.
+    pub from_client: u64,
+    /// Bytes read from the server.
+    pub from_server: u64,
+    /// Who ended first.
+    pub first_to_end: Option<End>,
+    /// When the first byte came from the server.
+    pub first_byte: Option<std::time::Instant>,
+}
+
+/// Copies both ways until both ends have ended. `opening` was read from the client already and goes to the server first.
+///
+/// # Errors
+/// The first error, with the end whose stream failed.
+///
+/// # Cancellation
+/// Bytes in flight are lost and both streams are in an undefined state; `copied` stays right.
+pub async fn copy(
+    client: &mut Stream,
+    server: &mut Stream,
+    opening: &[u8],
+    copied: &mut Copied,
+) -> Result<(), (End, io::Error)> {
+    let mut up = Half::default();
+    let mut down = Half::default();
+    up.pending.buffer().extend_from_slice(opening);
+    copied.from_client += opening.len() as u64;
+    poll_fn(|cx| {
+        let from_server_before = copied.from_server;
+        let upward = up.poll(cx, client, server, &mut copied.from_client);
+        let downward = down.poll(cx, server, client, &mut copied.from_server);
+        if from_server_before == 0 && copied.from_server > 0 {
+            copied.first_byte = Some(std::time::Instant::now());
+        }
+        if copied.first_to_end.is_none() {
+            copied.first_to_end = match (up.ended, down.ended) {
+                (true, _) => Some(End::Client),
+                (false, true) => Some(End::Server),
+                (false, false) => None,
+            };
+        }
+        match (upward, downward) {
+            (Poll::Ready(Err((reading, error))), _) => Poll::Ready(Err((if reading { End::Client } else { End::Server }, error))),
+            (_, Poll::Ready(Err((reading, error)))) => Poll::Ready(Err((if reading { End::Server } else { End::Client }, error))),
+            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(Ok(())),
+            (Poll::Pending, _) | (_, Poll::Pending) => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// One direction of a copy.
+#[derive(Debug, Default)]
+struct Half {
+    pending: Pending,
+    ended: bool,
+    shut: bool,
+}
+
+impl Half {
+    /// Moves bytes as long as both streams allow. The flag of an error says whether reading failed.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut Stream,
+        to: &mut Stream,
+        count: &mut u64,
+    ) -> Poll<Result<(), (bool, io::Error)>> {
+        loop {
+            if self.shut {
+                return Poll::Ready(Ok(()));
+            }
+            if !self.pending.is_empty() || self.ended {
+                ready!(self.pending.poll_flush(cx, to)).map_err(|error| (false, error))?;
+            }
+            if self.ended {
+                ready!(Pin::new(&mut *to).poll_shutdown(cx)).map_err(|error| (false, error))?;
+                self.shut = true;
+                continue;
+            }
+            let pending = &mut self.pending;
+            let read = from.poll_read_with(cx, |cx, bytes| pending.write_or_keep(cx, to, bytes).map(|()| bytes.len()));
+            match read {
+                Poll::Ready(Ok(Ok(0))) => self.ended = true,
+                Poll::Ready(Ok(Ok(n))) => *count += n as u64,
+                Poll::Ready(Ok(Err(error))) => return Poll::Ready(Err((false, error))),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err((true, error))),
+                Poll::Pending => {
+                    ready!(self.pending.poll_flush(cx, to)).map_err(|error| (false, error))?;
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+}

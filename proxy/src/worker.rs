@@ -1,0 +1,271 @@
+//! Step 1, and one worker: a thread with its own listeners, runtime, pools and journal. Workers share no lock on the way
+//! of a connection.
+//!
+//! A connection is one task; whatever happens to it, its account ends in one closing record.
+
+use std::{
+    cell::Cell,
+    io,
+    net::{Ipv6Addr, SocketAddr, SocketAddrV6},
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use record::{ClosedBy, Code, Direction};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+
+use crate::{
+    account::Account,
+    config::Config,
+    connect::{Connector, Target, tune},
+    discover::FileDiscovery,
+    drain::Drain,
+    error::ConnectionError,
+    forward::Hop,
+    inbound,
+    journal::{BATCH_INTERVAL, Journal},
+    original_dst, outbound,
+};
+
+/// How often a connection that goes on is reported.
+const REPORT_INTERVAL: Duration = Duration::from_secs(60);
+/// How often kept connections are looked through.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+/// How long accepting pauses when the process has no descriptor left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+const BACKLOG: i32 = 4096;
+
+/// What one worker's connections share.
+#[derive(Debug)]
+pub struct Worker {
+    /// The settings.
+    pub config: Arc<Config>,
+    /// Who is where.
+    pub discovery: Arc<FileDiscovery>,
+    /// Who we are, and whom we trust.
+    pub store: Arc<identity::Store>,
+    /// TLS for clients of the mesh.
+    pub acceptor: TlsAcceptor,
+    connector: Rc<Connector>,
+    journal: Rc<Journal>,
+    drain: Drain,
+    connections: Cell<usize>,
+    connections_max: usize,
+}
+
+/// The two listeners of one worker; those of all workers share their ports.
+#[derive(Debug)]
+pub struct Listeners {
+    outbound: std::net::TcpListener,
+    inbound: std::net::TcpListener,
+}
+
+impl Listeners {
+    /// Binds both ports, for IPv4 and IPv6, before any thread starts.
+    ///
+    /// # Errors
+    /// With the port that could not be had.
+    pub fn bind(config: &Config) -> Result<Self, (u16, io::Error)> {
+        let bind = |port: u16| listen(port).map_err(|error| (port, error));
+        Ok(Self { outbound: bind(config.outbound.port)?, inbound: bind(config.inbound.port)? })
+    }
+}
+
+fn listen(port: u16) -> io::Result<std::net::TcpListener> {
+    use socket2::{Domain, Socket, Type};
+    let socket = Socket::new(Domain::IPV6, Type::STREAM.nonblocking().cloexec(), None)?;
+    socket.set_only_v6(false)?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&SocketAddr::V6(SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0)).into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// True when some other process listens on the port already; `SO_REUSEPORT` alone would share it with us in silence.
+///
+/// # Errors
+/// That the port is taken, or may not be bound.
+pub fn check_port_is_free(port: u16) -> io::Result<()> {
+    use socket2::{Domain, Socket, Type};
+    let socket = Socket::new(Domain::IPV6, Type::STREAM.cloexec(), None)?;
+    socket.set_only_v6(false)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&SocketAddr::V6(SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0)).into())?;
+    socket.listen(1)
+}
+
+/// What a worker needs from the rest of the proxy.
+#[derive(Debug)]
+pub struct Parts {
+    /// The settings.
+    pub config: Arc<Config>,
+    /// Who is where.
+    pub discovery: Arc<FileDiscovery>,
+    /// Who we are, and whom we trust.
+    pub store: Arc<identity::Store>,
+    /// TLS settings for clients of the mesh.
+    pub tls: Arc<rustls::ServerConfig>,
+    /// Where records go.
+    pub sinks: Vec<export::Sender>,
+    /// The worker's counters.
+    pub metrics: Arc<crate::metrics::WorkerMetrics>,
+    /// Makes record uids unlike those of other workers.
+    pub seed: u128,
+    /// Tells when to stop.
+    pub drain: Drain,
+}
+
+/// Runs a worker on the current thread until it has drained.
+///
+/// # Errors
+/// When the runtime or a listener cannot be set up.
+pub fn run(parts: Parts, listeners: Listeners) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let local = tokio::task::LocalSet::new();
+    let journal = Journal::new(parts.sinks, parts.metrics, parts.seed);
+    let limits = &parts.config.limits;
+    let connector = Rc::new(Connector::new(Arc::clone(&parts.store), limits.connect_timeout, limits.tls_handshake_timeout));
+    let worker = Rc::new(Worker {
+        connections_max: limits.connections.div_ceil(parts.config.workers).max(1),
+        acceptor: TlsAcceptor::from(parts.tls),
+        discovery: parts.discovery,
+        store: parts.store,
+        connector,
+        journal: Rc::clone(&journal),
+        drain: parts.drain,
+        connections: Cell::new(0),
+        config: parts.config,
+    });
+    let result = local.block_on(&runtime, serve(worker, listeners));
+    // Tasks that were cut write their records when they are dropped.
+    drop(local);
+    drop(runtime);
+    journal.flush();
+    result
+}
+
+async fn serve(worker: Rc<Worker>, listeners: Listeners) -> io::Result<()> {
+    let outbound = TcpListener::from_std(listeners.outbound)?;
+    let inbound = TcpListener::from_std(listeners.inbound)?;
+    let chores = tokio::task::spawn_local(chores(Rc::clone(&worker)));
+    let mut drain = worker.drain.clone();
+    tokio::select! {
+        () = accept(&worker, &outbound, Direction::Outbound) => {}
+        () = accept(&worker, &inbound, Direction::Inbound) => {}
+        () = drain.wait() => {}
+    }
+    drop((outbound, inbound));
+    worker.journal.drain();
+    worker.connector.close_idle();
+    let deadline = Instant::now() + worker.config.drain_timeout;
+    while worker.connections.get() > 0 && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    chores.abort();
+    Ok(())
+}
+
+/// Hands records on in time, and lets go of what nobody uses.
+async fn chores(worker: Rc<Worker>) {
+    let mut swept = Instant::now();
+    loop {
+        tokio::time::sleep(BATCH_INTERVAL).await;
+        worker.journal.flush();
+        if swept.elapsed() >= SWEEP_INTERVAL {
+            swept = Instant::now();
+            worker.connector.sweep(swept);
+        }
+    }
+}
+
+async fn accept(worker: &Rc<Worker>, listener: &TcpListener, direction: Direction) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, source)) => {
+                let worker = Rc::clone(worker);
+                tokio::task::spawn_local(async move { connection(&worker, direction, stream, source).await });
+            }
+            Err(error) => {
+                tracing::warn!(%error, ?direction, "could not accept a connection; raise the limit of open files");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Counts a connection while it lives.
+struct Open<'a>(&'a Worker);
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.connections.set(self.0.connections.get() - 1);
+    }
+}
+
+/// A connection's life: address, permit, the steps of its direction, and its closing record.
+async fn connection(worker: &Worker, direction: Direction, stream: TcpStream, source: SocketAddr) {
+    worker.connections.set(worker.connections.get() + 1);
+    let _open = Open(worker);
+    let own_ports = [worker.config.outbound.port, worker.config.inbound.port];
+    let resolved = original_dst::resolve(&stream, &own_ports);
+    let destination = match &resolved {
+        Ok(address) | Err(ConnectionError::Loop(address)) => *address,
+        Err(_) => stream.local_addr().map_or(source, original_dst::unmapped),
+    };
+    let account = Account::open(Rc::clone(&worker.journal), direction, original_dst::unmapped(source), destination);
+    tune(&stream);
+    let result = match resolved {
+        Err(error) => Err(error),
+        Ok(_) if worker.connections.get() > worker.connections_max => Err(ConnectionError::ConnectionLimit),
+        Ok(_) => reported(&account, steps(worker, direction, &account, stream)).await,
+    };
+    match result {
+        Ok(closed_by) => account.finish(closed_by, Code::Ok, None),
+        Err(error) => {
+            let closed_by = match error.code().side() {
+                record::Side::Client => ClosedBy::Client,
+                record::Side::Server => ClosedBy::Server,
+                record::Side::Us | record::Side::Policy | record::Side::None => ClosedBy::Us,
+            };
+            account.finish(closed_by, error.code(), Some(&telemetry::chain(&error).to_string()));
+        }
+    }
+}
+
+async fn steps(worker: &Worker, direction: Direction, account: &Rc<Account>, stream: TcpStream) -> Result<ClosedBy, ConnectionError> {
+    match direction {
+        Direction::Inbound => Box::pin(inbound::serve(worker, account, stream)).await,
+        Direction::Outbound => Box::pin(outbound::serve(worker, account, stream)).await,
+    }
+}
+
+/// Runs `steps` and writes a record each minute while they go on.
+async fn reported<T>(account: &Account, steps: impl Future<Output = T>) -> T {
+    let mut steps = std::pin::pin!(steps);
+    loop {
+        match tokio::time::timeout(REPORT_INTERVAL, &mut steps).await {
+            Ok(done) => return done,
+            Err(_) => account.report(),
+        }
+    }
+}
+
+impl Worker {
+    /// What forwarding needs for this connection.
+    pub fn hop(&self, account: &Rc<Account>, target: Target, shared: bool) -> Hop {
+        let limits = &self.config.limits;
+        Hop {
+            account: Rc::clone(account),
+            connector: Rc::clone(&self.connector),
+            target,
+            shared,
+            drain: self.drain.clone(),
+            head_bytes_max: limits.request_head_bytes,
+            head_timeout: limits.request_head_timeout,
+            keep_alive_timeout: limits.keep_alive_timeout,
+        }
+    }
+}
