@@ -20,41 +20,44 @@ use rules::{Chain, Expression, Plan, Rule};
 
 /// What `picket-proxy redirect` can be told.
 #[derive(Clone, Debug, clap::Args)]
-pub(crate) struct Options {
+pub struct Options {
     /// User id of the proxy: its own connections are left alone
     #[arg(long, default_value_t = 15002, value_name = "UID")]
-    pub(crate) proxy_uid: u32,
+    pub proxy_uid: u32,
     /// Port of the proxy that takes what the pod's programs send
     #[arg(long, default_value_t = 15001, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
-    pub(crate) outbound_port: u16,
+    pub outbound_port: u16,
     /// Port of the proxy that takes what arrives at the pod
     #[arg(long, default_value_t = 15006, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
-    pub(crate) inbound_port: u16,
+    pub inbound_port: u16,
     /// Port of the proxy's probes and metrics: never redirected
     #[arg(long, default_value_t = 15020, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
-    pub(crate) admin_port: u16,
+    pub admin_port: u16,
     /// Destination ports that leave the pod untouched, separated by commas
     #[arg(long, value_delimiter = ',', value_name = "PORTS")]
-    pub(crate) exclude_outbound_ports: Vec<u16>,
+    pub exclude_outbound_ports: Vec<u16>,
     /// Ports of the pod that are reached untouched, separated by commas, besides the admin port
     #[arg(long, value_delimiter = ',', value_name = "PORTS")]
-    pub(crate) exclude_inbound_ports: Vec<u16>,
+    pub exclude_inbound_ports: Vec<u16>,
     /// Networks (address/prefix) that are reached untouched, separated by commas
     #[arg(long, value_delimiter = ',', value_name = "CIDRS")]
-    pub(crate) exclude_outbound_cidrs: Vec<IpNet>,
+    pub exclude_outbound_cidrs: Vec<IpNet>,
     /// Print the rules in nft's syntax and change nothing
     #[arg(long, conflicts_with = "remove")]
-    pub(crate) dry_run: bool,
+    pub dry_run: bool,
     /// Remove the rules, whether they are there or not
     #[arg(long)]
-    pub(crate) remove: bool,
+    pub remove: bool,
 }
 
 /// What [`run`] did; displays as one sentence for the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Installed {
+pub enum Installed {
     /// The rules are in the kernel and were read back: how many.
-    Verified { rules: usize },
+    Verified {
+        /// Rules in both chains.
+        rules: usize,
+    },
     /// The rules were printed, nothing was changed.
     Printed,
     /// No rule of ours is left.
@@ -75,13 +78,20 @@ impl fmt::Display for Installed {
 
 /// Why the redirect could not be set up. Unless it says otherwise, nothing was changed.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
+pub enum Error {
     /// With uid 0 every root process of the pod would bypass the mesh.
     #[error("--proxy-uid 0 is refused: every process that runs as root would bypass the mesh")]
     RootUid,
     /// Two listeners of the proxy cannot share a port.
     #[error("{first} and {second} are both {port}: the proxy needs different ports")]
-    SamePort { first: &'static str, second: &'static str, port: u16 },
+    SamePort {
+        /// The option that was looked at.
+        first: &'static str,
+        /// The option that has the same value.
+        second: &'static str,
+        /// The value.
+        port: u16,
+    },
     /// The process may not change this network namespace.
     #[error(
         "no permission to change the nftables of this network namespace: run as root with CAP_NET_ADMIN \
@@ -91,7 +101,9 @@ pub(crate) enum Error {
     /// The kernel lacks a part.
     #[error("the kernel lacks what the redirect needs: {missing}")]
     KernelLacks {
+        /// What is missing, with the names that kernel builders know.
         missing: &'static str,
+        /// What the kernel refused.
         #[source]
         source: netlink::Error,
     },
@@ -110,7 +122,7 @@ pub(crate) enum Error {
 ///
 /// # Errors
 /// See [`Error`]; the kernel applies a batch as a whole, so only [`Error::NotVerified`] leaves something changed.
-pub(crate) fn run(options: &Options) -> Result<Installed, Error> {
+pub fn run(options: &Options) -> Result<Installed, Error> {
     if options.remove {
         netlink::apply(&netlink::remove()).map_err(explain)?;
         return Ok(Installed::Removed);

@@ -45,7 +45,7 @@ const DATAGRAM: usize = 64 * 1024;
 
 /// What the kernel has to provide for a message to be accepted; used to explain a refusal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Needs {
+pub enum Needs {
     /// nf_tables itself and the `inet` family.
     Tables,
     /// Chains of type nat (`nft_chain_nat`).
@@ -72,7 +72,7 @@ pub(crate) struct Message {
 
 /// What went wrong between us and the kernel.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
+pub enum Error {
     /// The kernel has no netlink socket for netfilter.
     #[error("cannot open a netfilter netlink socket")]
     Socket(#[source] io::Error),
@@ -85,15 +85,20 @@ pub(crate) enum Error {
     /// The kernel refused this message, and with it the batch.
     #[error("the kernel refused `{command}`")]
     Message {
+        /// The message as an nft command.
         command: String,
+        /// What the kernel needs for it.
         needs: Needs,
+        /// The kernel's error number.
         #[source]
         cause: io::Error,
     },
     /// The kernel refused to list.
     #[error("the kernel refused to list {what}")]
     Dump {
+        /// What was to be listed.
         what: &'static str,
+        /// The kernel's error number.
         #[source]
         cause: io::Error,
     },

@@ -1,0 +1,205 @@
+//! What must be true of the demo, decided from evidence: records, captures and metrics.
+//!
+//! Promises: pure; every check can fail, and an absent piece of evidence is a failure.
+
+use testkit::{Counts, Record};
+
+use crate::apps::Sent;
+use crate::edges::{Unit, names};
+
+/// One claim with its verdict and the numbers behind it.
+#[derive(Debug)]
+pub(crate) struct Check {
+    pub(crate) holds: bool,
+    pub(crate) claim: String,
+    pub(crate) evidence: String,
+}
+
+/// Traffic that a load generator sent, and who should be in its records.
+#[derive(Clone, Debug)]
+pub(crate) struct Traffic {
+    /// Name of the service, as in records.
+    pub(crate) service: String,
+    /// What is counted.
+    pub(crate) unit: Unit,
+    /// Expected identity of the client.
+    pub(crate) client: String,
+    /// Expected identity of the server.
+    pub(crate) server: String,
+    /// What was sent.
+    pub(crate) sent: Sent,
+}
+
+impl Traffic {
+    /// How many records each of the two proxies owes for it.
+    pub(crate) fn expected(&self) -> usize {
+        let count = match self.unit {
+            Unit::Request => self.sent.requests,
+            Unit::Connection => self.sent.connections,
+        };
+        usize::try_from(count).unwrap_or(usize::MAX)
+    }
+
+    fn is_mine(&self, record: &Record, direction: &str) -> bool {
+        record.event() == self.unit.event()
+            && record.is(names::SERVICE, &self.service)
+            && record.is(names::DIRECTION, direction)
+    }
+
+    /// How many records of one direction there are.
+    pub(crate) fn recorded(&self, records: &[Record], direction: &str) -> usize {
+        records.iter().filter(|record| self.is_mine(record, direction)).count()
+    }
+}
+
+/// The markers that captures look for.
+#[derive(Debug)]
+pub(crate) struct Seen {
+    /// In the pod of the client: its proxy takes the marker over loopback.
+    pub(crate) client_pod: Counts,
+    /// In the pod of the server.
+    pub(crate) server_pod: Counts,
+    /// Between the pods: first the marker, then the control that was sent in clear on purpose.
+    pub(crate) link: Counts,
+}
+
+/// One record from each side for everything that was sent.
+pub(crate) fn complete(traffic: &[Traffic], records: &[Record]) -> Vec<Check> {
+    traffic.iter().map(|traffic| complete_one(traffic, records)).collect()
+}
+
+fn complete_one(traffic: &Traffic, records: &[Record]) -> Check {
+    let expected = traffic.expected();
+    let [outbound, inbound] = ["outbound", "inbound"].map(|direction| traffic.recorded(records, direction));
+    let unit = match traffic.unit {
+        Unit::Request => "request",
+        Unit::Connection => "connection",
+    };
+    Check {
+        holds: expected > 0 && outbound == expected && inbound == expected,
+        claim: format!("every {unit} to {} has its two records", traffic.service),
+        evidence: format!("{expected} sent, {outbound} by the client's proxy, {inbound} by the server's"),
+    }
+}
+
+/// Both identities in every record.
+pub(crate) fn identities(traffic: &[Traffic], records: &[Record]) -> Check {
+    let mut total = 0;
+    let mut wrong = 0;
+    for traffic in traffic {
+        let mine = |record: &&Record| traffic.is_mine(record, "outbound") || traffic.is_mine(record, "inbound");
+        for record in records.iter().filter(mine) {
+            total += 1;
+            let right = record.is(names::CLIENT, &traffic.client) && record.is(names::SERVER, &traffic.server);
+            wrong += u64::from(!right);
+        }
+    }
+    Check {
+        holds: total > 0 && wrong == 0,
+        claim: "every record names the right client and the right server".to_owned(),
+        evidence: format!("{total} records, {wrong} with another identity"),
+    }
+}
+
+/// The one TLS version and group.
+pub(crate) fn encryption(traffic: &[Traffic], records: &[Record]) -> Check {
+    let mine: Vec<&Record> = records
+        .iter()
+        .filter(|record| traffic.iter().any(|t| t.is_mine(record, "outbound") || t.is_mine(record, "inbound")))
+        .collect();
+    let right = mine
+        .iter()
+        .filter(|record| record.is(names::TLS_VERSION, "1.3") && record.is(names::TLS_GROUP, "X25519MLKEM768"))
+        .count();
+    Check {
+        holds: !mine.is_empty() && right == mine.len(),
+        claim: "all of it was TLS 1.3 with a post-quantum key exchange".to_owned(),
+        evidence: format!("{right} of {} records say 1.3 X25519MLKEM768", mine.len()),
+    }
+}
+
+/// The marker was in clear inside the pods and not between them.
+pub(crate) fn secrecy(seen: &Seen) -> Vec<Check> {
+    let hits = |counts: &Counts, index: usize| counts.hits.get(index).copied().unwrap_or_default();
+    let (client, server) = (hits(&seen.client_pod, 0), hits(&seen.server_pod, 0));
+    let (marker, control) = (hits(&seen.link, 0), hits(&seen.link, 1));
+    vec![
+        Check {
+            holds: client > 0 && server > 0,
+            claim: "the marker that clients send was in clear inside the pods".to_owned(),
+            evidence: format!("{client} frames at the client, {server} at the server"),
+        },
+        Check {
+            holds: marker == 0 && control > 0 && seen.link.frames > 0,
+            claim: "the marker never crossed the link between the pods".to_owned(),
+            evidence: format!(
+                "{marker} of {} frames; a control sent in clear was seen {}",
+                seen.link.frames,
+                if control > 0 { "as it should" } else { "not at all: the capture proves nothing" },
+            ),
+        },
+    ]
+}
+
+/// No proxy lost a record, by its own count. `metrics` holds each proxy's metrics text.
+pub(crate) fn nothing_dropped(metrics: &[String]) -> Check {
+    let counters = |text: &String| -> Vec<f64> { text.lines().filter_map(dropped).collect() };
+    let all: Vec<Vec<f64>> = metrics.iter().map(counters).collect();
+    let lost: f64 = all.iter().flatten().sum();
+    Check {
+        holds: !all.is_empty() && all.iter().all(|counters| !counters.is_empty()) && lost == 0.0,
+        claim: "no proxy dropped a record".to_owned(),
+        evidence: format!("{lost} by the counters of {} proxies", all.iter().filter(|found| !found.is_empty()).count()),
+    }
+}
+
+/// The value of one line of metrics text, if it counts dropped records.
+fn dropped(line: &str) -> Option<f64> {
+    let (name, value) = line.rsplit_once(' ')?;
+    let counts = !line.starts_with('#') && name.contains("record") && name.contains("dropped");
+    counts.then(|| value.parse().ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counts(frames: u64, hits: &[u64]) -> Counts {
+        Counts { frames, bytes: 100 * frames, hits: hits.to_vec() }
+    }
+
+    #[test]
+    fn secrecy_fails_without_evidence_and_with_a_leak() {
+        let verdict = |client, server, link| {
+            let seen = Seen { client_pod: counts(9, &[client]), server_pod: counts(9, &[server]), link };
+            secrecy(&seen).iter().map(|check| check.holds).collect::<Vec<_>>()
+        };
+        assert_eq!(verdict(3, 3, counts(9, &[0, 1])), [true, true]);
+        assert_eq!(verdict(3, 3, counts(9, &[1, 1])), [true, false], "a leak");
+        assert_eq!(verdict(3, 3, counts(9, &[0, 0])), [true, false], "a capture that sees nothing");
+        assert_eq!(verdict(0, 3, counts(9, &[0, 1])), [false, true], "a marker that was never sent");
+    }
+
+    #[test]
+    fn dropping_is_noticed_and_so_is_a_missing_counter() {
+        let text = |value: u32| format!("# HELP x\npicket_records_dropped_total{{sink=\"otlp\"}} {value}\n");
+        assert!(nothing_dropped(&[text(0), text(0)]).holds);
+        assert!(!nothing_dropped(&[text(0), text(2)]).holds);
+        assert!(!nothing_dropped(&[text(0), "up 1\n".to_owned()]).holds);
+        assert!(!nothing_dropped(&[]).holds);
+    }
+
+    #[test]
+    fn traffic_without_records_is_incomplete() {
+        let traffic = Traffic {
+            service: "web.demo".to_owned(),
+            unit: Unit::Request,
+            client: "a".to_owned(),
+            server: "b".to_owned(),
+            sent: Sent { connections: 1, requests: 3, errors: 0 },
+        };
+        assert!(!complete(std::slice::from_ref(&traffic), &[])[0].holds);
+        assert!(!identities(std::slice::from_ref(&traffic), &[]).holds);
+        assert!(!encryption(&[traffic], &[]).holds);
+    }
+}
