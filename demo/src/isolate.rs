@@ -67,3 +67,21 @@ fn has_range(file: &Path, user: &str, uid: &str) -> bool {
         (owner == Some(user) || owner == Some(uid)) && count.is_some_and(|count| count > 15_002)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_must_be_the_users_own_and_large_enough() {
+        let file = std::env::temp_dir().join(format!("picket-subuid-{}", std::process::id()));
+        std::fs::write(&file, "alice:100000:65536\nbob:200000:1000\n1003:300000:65536\nbroken\n").unwrap();
+        let has = |user, uid| has_range(&file, user, uid);
+        assert!(has("alice", "1001"));
+        assert!(!has("bob", "1002"), "too few");
+        assert!(has("carol", "1003"), "by number");
+        assert!(!has("dave", "1004"));
+        std::fs::remove_file(&file).unwrap();
+        assert!(!has("alice", "1001"), "no such file");
+    }
+}

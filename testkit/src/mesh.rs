@@ -335,7 +335,8 @@ fn start_ca(net: &Net, directory: &RunDir, program: &Path) -> Result<Process> {
     init.arg("init").arg("--dir").arg(&state).args(["--trust-domain", TRUST_DOMAIN]);
     run(&mut init)?;
     // The CA's own directory stays private (0700); the bundle is for everybody.
-    directory.write("root.pem", &fs::read_to_string(state.join("root.pem"))?)?;
+    let root = fs::read_to_string(state.join("root.pem")).context("picket-ca init left no root.pem")?;
+    directory.write("root.pem", &root)?;
     let config = json!({
         "trustDomain": TRUST_DOMAIN,
         "dir": state,
