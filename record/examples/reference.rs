@@ -1,0 +1,9 @@
+//! Writes the reference pages that are made from this crate: `cargo run -p record --example reference`.
+
+fn main() -> std::io::Result<()> {
+    let reference = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference");
+    let codes = "# Codes\n\nHow a connection or a request ended: in its record (`picket.code`), in the `picket-error` header of answers that\nPicket gives itself, and in the counters. Made from `record/src/code.rs`.\n\n";
+    std::fs::write(reference.join("codes.md"), format!("{codes}{}", record::Code::table()))?;
+    let records = "# Records\n\nAttributes of the OTLP log records `picket.connection` and `picket.request`. Durations are seconds. Made from\n`record/src/key.rs`.\n\n";
+    std::fs::write(reference.join("records.md"), format!("{records}{}", record::key::table()))
+}

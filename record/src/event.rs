@@ -1,0 +1,74 @@
+//! Events that are neither connections nor requests: acts of the control plane, operational trouble.
+
+use crate::{
+    Uid, key,
+    otlp::{self, Severity},
+};
+
+/// The kinds of event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum EventName {
+    /// A certificate was issued or refused.
+    Issuance,
+    /// An operator should look.
+    Alert,
+}
+
+impl EventName {
+    /// The event name of the log record.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Issuance => "picket.issuance",
+            Self::Alert => "picket.alert",
+        }
+    }
+}
+
+/// The value of an attribute.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Value<'a> {
+    /// A text of at most 1 KiB; longer ones are cut and marked.
+    Text(&'a str),
+    /// A whole number.
+    Int(u64),
+    /// A truth value.
+    Bool(bool),
+}
+
+/// One event.
+#[derive(Debug, Clone, Copy)]
+pub struct Event<'a> {
+    /// Its uid.
+    pub uid: Uid,
+    /// What kind it is.
+    pub name: EventName,
+    /// When it happened, in nanoseconds since 1970 UTC.
+    pub time_unix_nanos: u64,
+    /// How much it matters.
+    pub severity: Severity,
+    /// What happened, and to whom.
+    pub attributes: &'a [(&'a str, Value<'a>)],
+}
+
+impl Event<'_> {
+    /// Appends the record to `out`, as one finished `log_records` field. At most 64 attributes are taken.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let head = otlp::Head {
+            event_name: self.name.as_str(),
+            time_unix_nano: self.time_unix_nanos,
+            severity: self.severity,
+            trace: None,
+        };
+        otlp::log_record(out, &head, |mut attributes| {
+            attributes.text(key::LOG_RECORD_UID, std::str::from_utf8(&self.uid.text()).unwrap_or_default());
+            for (key, value) in self.attributes.iter().take(64) {
+                match value {
+                    Value::Text(text) => attributes.text(key, text),
+                    Value::Int(number) => attributes.int(key, *number),
+                    Value::Bool(truth) => attributes.boolean(key, *truth),
+                }
+            }
+            attributes.finish();
+        });
+    }
+}

@@ -1,0 +1,183 @@
+//! Every attribute name of the schema, in one catalogue: OpenTelemetry semantic conventions where one exists, `picket.*` where none does.
+
+/// Address of who dialled.
+pub const SOURCE_ADDRESS: &str = "source.address";
+/// Its port.
+pub const SOURCE_PORT: &str = "source.port";
+/// Where the client wanted to go.
+pub const DESTINATION_ADDRESS: &str = "destination.address";
+/// Its port.
+pub const DESTINATION_PORT: &str = "destination.port";
+/// Always `tcp`.
+pub const NETWORK_TRANSPORT: &str = "network.transport";
+/// `ipv4` or `ipv6`.
+pub const NETWORK_TYPE: &str = "network.type";
+/// `http`, `tls` (an application's own) or `tcp`.
+pub const NETWORK_PROTOCOL_NAME: &str = "network.protocol.name";
+/// `1.0`, `1.1` or `2`.
+pub const NETWORK_PROTOCOL_VERSION: &str = "network.protocol.version";
+/// `tls`, where the hop between proxies used it.
+pub const TLS_PROTOCOL_NAME: &str = "tls.protocol.name";
+/// `1.3`.
+pub const TLS_PROTOCOL_VERSION: &str = "tls.protocol.version";
+/// Cipher suite, IANA name.
+pub const TLS_CIPHER: &str = "tls.cipher";
+/// Key exchange group, IANA name.
+pub const TLS_CURVE: &str = "tls.curve";
+/// Application protocol (ALPN).
+pub const TLS_NEXT_PROTOCOL: &str = "tls.next_protocol";
+/// Name that the client of an application's own TLS asked for.
+pub const TLS_SERVER_NAME: &str = "tls.client.server_name";
+/// Method.
+pub const HTTP_REQUEST_METHOD: &str = "http.request.method";
+/// Status.
+pub const HTTP_RESPONSE_STATUS_CODE: &str = "http.response.status_code";
+/// Bytes of content from the client.
+pub const HTTP_REQUEST_BODY_SIZE: &str = "http.request.body.size";
+/// Bytes of content from the server.
+pub const HTTP_RESPONSE_BODY_SIZE: &str = "http.response.body.size";
+/// How often it was sent again.
+pub const HTTP_REQUEST_RESEND_COUNT: &str = "http.request.resend_count";
+/// Path, without the query.
+pub const URL_PATH: &str = "url.path";
+/// Host of Host or `:authority`.
+pub const SERVER_ADDRESS: &str = "server.address";
+/// Port of Host or `:authority`.
+pub const SERVER_PORT: &str = "server.port";
+/// `grpc`.
+pub const RPC_SYSTEM: &str = "rpc.system.name";
+/// Full method of a gRPC call.
+pub const RPC_METHOD: &str = "rpc.method";
+/// Status of a gRPC call.
+pub const RPC_GRPC_STATUS_CODE: &str = "rpc.grpc.status_code";
+/// The code, where it is not `ok`.
+pub const ERROR_TYPE: &str = "error.type";
+/// ULID of the record; the same in every copy.
+pub const LOG_RECORD_UID: &str = "log.record.uid";
+/// `inbound` or `outbound`, seen from the workload.
+pub const DIRECTION: &str = "picket.direction";
+/// The endpoint that was dialled.
+pub const UPSTREAM_ADDRESS: &str = "picket.upstream.address";
+/// Its port.
+pub const UPSTREAM_PORT: &str = "picket.upstream.port";
+/// `name.namespace` of the service.
+pub const SERVICE: &str = "picket.service.name";
+/// Workload that dialled.
+pub const CLIENT_WORKLOAD: &str = "picket.client.workload";
+/// Workload that was dialled.
+pub const SERVER_WORKLOAD: &str = "picket.server.workload";
+/// SPIFFE ID of the client.
+pub const CLIENT_IDENTITY: &str = "picket.client.identity";
+/// How we know: `mutual_tls`, `own_certificate`, `discovery`.
+pub const CLIENT_IDENTITY_BY: &str = "picket.client.identity.established_by";
+/// SPIFFE ID of the server.
+pub const SERVER_IDENTITY: &str = "picket.server.identity";
+/// How we know.
+pub const SERVER_IDENTITY_BY: &str = "picket.server.identity.established_by";
+/// `alpn`, `hint`, `first_bytes`, `port_list`, `timeout` or `unread`.
+pub const DETECTED_BY: &str = "picket.protocol.detected_by";
+/// `meshed`, `permitted`, `passthrough`, `local` or `refused`.
+pub const DECISION: &str = "picket.decision";
+/// The rule that decided.
+pub const DECISION_REASON: &str = "picket.decision.reason";
+/// How it ended (docs/reference/codes.md).
+pub const CODE: &str = "picket.code";
+/// The chain of errors.
+pub const DETAIL: &str = "picket.detail";
+/// `client`, `server` or `us`.
+pub const CLOSED_BY: &str = "picket.closed_by";
+/// `open` (a report of a long connection) or `closed`.
+pub const CONNECTION_STATE: &str = "picket.connection.state";
+/// `log.record.uid` of the connection's closing record.
+pub const CONNECTION_UID: &str = "picket.connection.uid";
+/// Bytes of the application, towards the server.
+pub const BYTES_FROM_CLIENT: &str = "picket.bytes.from_client";
+/// Bytes of the application, towards the client.
+pub const BYTES_FROM_SERVER: &str = "picket.bytes.from_server";
+/// Seconds until TCP to the endpoint stood.
+pub const CONNECT_DURATION: &str = "picket.connect.duration";
+/// Seconds of the TLS handshake.
+pub const HANDSHAKE_DURATION: &str = "picket.tls.handshake.duration";
+/// Seconds until the first byte from the server.
+pub const FIRST_BYTE_DURATION: &str = "picket.first_byte.duration";
+/// Seconds in all.
+pub const DURATION: &str = "picket.duration";
+/// Requests on the connection.
+pub const REQUESTS: &str = "picket.connection.requests";
+/// Protocol that the connection switched to.
+pub const UPGRADED: &str = "picket.upgraded";
+/// True where a text was cut at its limit.
+pub const TRUNCATED: &str = "picket.truncated";
+
+/// Names and meanings, in the order of the documented table.
+pub const ALL: &[(&str, &str)] = &[
+    (SOURCE_ADDRESS, "address of who dialled"),
+    (SOURCE_PORT, "its port"),
+    (DESTINATION_ADDRESS, "where the client wanted to go"),
+    (DESTINATION_PORT, "its port"),
+    (NETWORK_TRANSPORT, "always `tcp`"),
+    (NETWORK_TYPE, "`ipv4` or `ipv6`"),
+    (NETWORK_PROTOCOL_NAME, "`http`, `tls` (an application's own) or `tcp`"),
+    (NETWORK_PROTOCOL_VERSION, "`1.0`, `1.1` or `2`"),
+    (TLS_PROTOCOL_NAME, "`tls`, where the hop between proxies used it"),
+    (TLS_PROTOCOL_VERSION, "`1.3`"),
+    (TLS_CIPHER, "cipher suite, IANA name"),
+    (TLS_CURVE, "key exchange group, IANA name"),
+    (TLS_NEXT_PROTOCOL, "application protocol (ALPN)"),
+    (TLS_SERVER_NAME, "name that the client of an application's own TLS asked for"),
+    (HTTP_REQUEST_METHOD, "method"),
+    (HTTP_RESPONSE_STATUS_CODE, "status"),
+    (HTTP_REQUEST_BODY_SIZE, "bytes of content from the client"),
+    (HTTP_RESPONSE_BODY_SIZE, "bytes of content from the server"),
+    (HTTP_REQUEST_RESEND_COUNT, "how often it was sent again"),
+    (URL_PATH, "path, without the query"),
+    (SERVER_ADDRESS, "host of Host or `:authority`"),
+    (SERVER_PORT, "port of Host or `:authority`"),
+    (RPC_SYSTEM, "`grpc`"),
+    (RPC_METHOD, "full method of a gRPC call"),
+    (RPC_GRPC_STATUS_CODE, "status of a gRPC call"),
+    (ERROR_TYPE, "the code, where it is not `ok`"),
+    (LOG_RECORD_UID, "ULID of the record; the same in every copy"),
+    (DIRECTION, "`inbound` or `outbound`, seen from the workload"),
+    (UPSTREAM_ADDRESS, "the endpoint that was dialled"),
+    (UPSTREAM_PORT, "its port"),
+    (SERVICE, "`name.namespace` of the service"),
+    (CLIENT_WORKLOAD, "workload that dialled"),
+    (SERVER_WORKLOAD, "workload that was dialled"),
+    (CLIENT_IDENTITY, "SPIFFE ID of the client"),
+    (CLIENT_IDENTITY_BY, "how we know: `mutual_tls`, `own_certificate`, `discovery`"),
+    (SERVER_IDENTITY, "SPIFFE ID of the server"),
+    (SERVER_IDENTITY_BY, "how we know"),
+    (DETECTED_BY, "`alpn`, `hint`, `first_bytes`, `port_list`, `timeout` or `unread`"),
+    (DECISION, "`meshed`, `permitted`, `passthrough`, `local` or `refused`"),
+    (DECISION_REASON, "the rule that decided"),
+    (CODE, "how it ended (docs/reference/codes.md)"),
+    (DETAIL, "the chain of errors"),
+    (CLOSED_BY, "`client`, `server` or `us`"),
+    (CONNECTION_STATE, "`open` (a report of a long connection) or `closed`"),
+    (CONNECTION_UID, "`log.record.uid` of the connection's closing record"),
+    (BYTES_FROM_CLIENT, "bytes of the application, towards the server"),
+    (BYTES_FROM_SERVER, "bytes of the application, towards the client"),
+    (CONNECT_DURATION, "seconds until TCP to the endpoint stood"),
+    (HANDSHAKE_DURATION, "seconds of the TLS handshake"),
+    (FIRST_BYTE_DURATION, "seconds until the first byte from the server"),
+    (DURATION, "seconds in all"),
+    (REQUESTS, "requests on the connection"),
+    (UPGRADED, "protocol that the connection switched to"),
+    (TRUNCATED, "true where a text was cut at its limit"),
+];
+
+/// The documented table (docs/reference/records.md).
+pub fn table() -> String {
+    let rows = ALL.iter().map(|(name, meaning)| format!("| `{name}` | {meaning} |\n"));
+    std::iter::once("| attribute | meaning |\n|---|---|\n".to_owned()).chain(rows).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_documented_table_is_fresh() {
+        let page = include_str!("../../docs/reference/records.md");
+        assert!(page.contains(&super::table()), "run: cargo run -p record --example reference");
+    }
+}

@@ -1,0 +1,200 @@
+//! The protobuf encoding of OTLP log records, by hand and in one pass.
+//!
+//! Lengths of nested messages are written as padded varints (three bytes for a record, two for an attribute, which is
+//! legal protobuf and read by every decoder) and patched afterwards. Field numbers are those of
+//! `opentelemetry/proto/logs/v1/logs.proto` and `common/v1/common.proto`.
+
+/// Bytes of a path at most; longer ones are cut and marked.
+pub const PATH_BYTES_MAX: usize = 8 * 1024;
+/// Bytes of any other text at most.
+pub const TEXT_BYTES_MAX: usize = 1024;
+
+const VARINT: u8 = 0;
+const FIXED64: u8 = 1;
+const BYTES: u8 = 2;
+const FIXED32: u8 = 5;
+
+const fn tag(field: u8, wire: u8) -> u8 {
+    field << 3 | wire
+}
+
+pub(crate) fn varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+/// Appends `bytes` of one message with a padded length of `N` bytes.
+fn nested<const N: usize>(out: &mut Vec<u8>, tag: u8, write: impl FnOnce(&mut Vec<u8>)) {
+    out.push(tag);
+    let at = out.len();
+    out.extend_from_slice(&[0; N]);
+    write(out);
+    let mut length = out.len() - at - N;
+    for byte in &mut out[at..at + N - 1] {
+        *byte = length as u8 & 0x7f | 0x80;
+        length >>= 7;
+    }
+    debug_assert!(length < 0x80, "the limits of texts keep every message below its padded length");
+    out[at + N - 1] = length as u8;
+}
+
+/// Cuts `text` to at most `limit` bytes at the border of a character.
+pub(crate) fn cut(text: &str, limit: usize) -> (&str, bool) {
+    if text.len() <= limit {
+        return (text, false);
+    }
+    let mut end = limit;
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    (&text[..end], true)
+}
+
+/// Appends attributes, each as a finished `LogRecord.attributes` field.
+#[derive(Debug)]
+pub struct Attributes<'a> {
+    pub(crate) out: &'a mut Vec<u8>,
+    truncated: bool,
+}
+
+impl<'a> Attributes<'a> {
+    /// Appends to `out`.
+    pub fn new(out: &'a mut Vec<u8>) -> Self {
+        Self { out, truncated: false }
+    }
+
+    /// A text of at most [`TEXT_BYTES_MAX`] bytes; longer ones are cut.
+    pub fn text(&mut self, key: &str, value: &str) {
+        self.text_of(key, value, TEXT_BYTES_MAX);
+    }
+
+    pub(crate) fn text_of(&mut self, key: &str, value: &str, limit: usize) {
+        let (value, cut) = cut(value, limit);
+        self.truncated |= cut;
+        self.value(key, |out| {
+            out.push(tag(1, BYTES));
+            varint(out, value.len() as u64);
+            out.extend_from_slice(value.as_bytes());
+        });
+    }
+
+    pub(crate) fn text_if(&mut self, key: &str, value: Option<&str>) {
+        if let Some(value) = value {
+            self.text(key, value);
+        }
+    }
+
+    /// A whole number.
+    pub fn int(&mut self, key: &str, value: u64) {
+        self.value(key, |out| {
+            out.push(tag(3, VARINT));
+            varint(out, value);
+        });
+    }
+
+    /// A number, here always of seconds.
+    pub fn seconds(&mut self, key: &str, value: std::time::Duration) {
+        self.value(key, |out| {
+            out.push(tag(4, FIXED64));
+            out.extend_from_slice(&value.as_secs_f64().to_le_bytes());
+        });
+    }
+
+    /// A truth value.
+    pub fn boolean(&mut self, key: &str, value: bool) {
+        self.value(key, |out| out.extend_from_slice(&[tag(2, VARINT), u8::from(value)]));
+    }
+
+    pub(crate) fn address(&mut self, address: &str, port: &str, value: std::net::SocketAddr) {
+        let mut text = AddressText { bytes: [0; 46], length: 0 };
+        // An address has at most 45 characters, which the buffer takes.
+        let _fits = std::fmt::Write::write_fmt(&mut text, format_args!("{}", value.ip()));
+        self.text(address, text.as_str());
+        self.int(port, u64::from(value.port()));
+    }
+
+    /// Says whether a text was cut; to be called last.
+    pub(crate) fn finish(mut self) {
+        if self.truncated {
+            self.boolean(crate::key::TRUNCATED, true);
+        }
+    }
+
+    fn value(&mut self, key: &str, write: impl FnOnce(&mut Vec<u8>)) {
+        // LogRecord.attributes = 6; KeyValue.key = 1, value = 2.
+        nested::<2>(self.out, tag(6, BYTES), |out| {
+            out.push(tag(1, BYTES));
+            varint(out, key.len() as u64);
+            out.extend_from_slice(key.as_bytes());
+            nested::<2>(out, tag(2, BYTES), write);
+        });
+    }
+}
+
+/// Room for the text of one IP address.
+struct AddressText {
+    bytes: [u8; 46],
+    length: usize,
+}
+
+impl AddressText {
+    fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.bytes[..self.length]).unwrap_or_default()
+    }
+}
+
+impl std::fmt::Write for AddressText {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        let end = self.length + text.len();
+        self.bytes.get_mut(self.length..end).ok_or(std::fmt::Error)?.copy_from_slice(text.as_bytes());
+        self.length = end;
+        Ok(())
+    }
+}
+
+/// Severities that records have (logs.proto `SeverityNumber`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Severity {
+    /// As it should be.
+    Info,
+    /// Somebody may want to look.
+    Warn,
+}
+
+/// Fields of a log record besides its attributes.
+pub(crate) struct Head {
+    pub(crate) event_name: &'static str,
+    pub(crate) time_unix_nano: u64,
+    pub(crate) severity: Severity,
+    pub(crate) trace: Option<([u8; 16], [u8; 8], u8)>,
+}
+
+/// Appends one finished `ScopeLogs.log_records` field.
+pub(crate) fn log_record(out: &mut Vec<u8>, head: &Head, attributes: impl FnOnce(Attributes<'_>)) {
+    nested::<3>(out, tag(2, BYTES), |out| {
+        out.push(tag(1, FIXED64));
+        out.extend_from_slice(&head.time_unix_nano.to_le_bytes());
+        let (number, text) = match head.severity {
+            Severity::Info => (9, "INFO"),
+            Severity::Warn => (13, "WARN"),
+        };
+        out.extend_from_slice(&[tag(2, VARINT), number, tag(3, BYTES), text.len() as u8]);
+        out.extend_from_slice(text.as_bytes());
+        attributes(Attributes::new(out));
+        if let Some((trace_id, span_id, flags)) = head.trace {
+            out.push(tag(8, FIXED32));
+            out.extend_from_slice(&u32::from(flags).to_le_bytes());
+            out.extend_from_slice(&[tag(9, BYTES), 16]);
+            out.extend_from_slice(&trace_id);
+            out.extend_from_slice(&[tag(10, BYTES), 8]);
+            out.extend_from_slice(&span_id);
+        }
+        out.push(tag(11, FIXED64));
+        out.extend_from_slice(&head.time_unix_nano.to_le_bytes());
+        out.extend_from_slice(&[tag(12, BYTES), head.event_name.len() as u8]);
+        out.extend_from_slice(head.event_name.as_bytes());
+    });
+}
