@@ -59,8 +59,8 @@ impl TrustBundle {
             if position > ROOTS_MAX {
                 return Err(BundleError::TooMany);
             }
-            let anchor =
-                webpki::anchor_from_trusted_cert(&root).map_err(|source| BundleError::Certificate { position, source })?;
+            let anchor = webpki::anchor_from_trusted_cert(&root)
+                .map_err(|source| BundleError::Certificate { position, source })?;
             bundle.anchors.push(anchor.to_owned());
             if !is_authority(&root) {
                 return Err(BundleError::NotAnAuthority { position });

@@ -186,7 +186,9 @@ fn verify_path(
     };
     let algorithms = rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.all;
     EndEntityCert::try_from(leaf)
-        .and_then(|leaf| leaf.verify_for_usage(algorithms, bundle.anchors(), issuers, now, usage, None, None).map(|_| ()))
+        .and_then(|leaf| {
+            leaf.verify_for_usage(algorithms, bundle.anchors(), issuers, now, usage, None, None).map(|_| ())
+        })
         .map_err(|error| name_path_error(error, role))
 }
 
@@ -289,5 +291,221 @@ impl fmt::Display for Utc {
             }
             None => write!(f, "{seconds} s after 1970"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_pki::{Authority, Issued, Leaf, TRUST_DOMAIN, id, now, uri_name, valid};
+    use rcgen::KeyUsagePurpose as Ku;
+    use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose as Eku, IsCa, SanType};
+
+    const GOOD: &str = "spiffe://demo.picket.dev/ns/demo/sa/web";
+
+    fn check(root: &Authority, chain: &[CertificateDer<'static>], role: Role) -> Result<SpiffeId, PeerError> {
+        verify_peer(chain, &root.bundle(), &TRUST_DOMAIN.parse().unwrap(), role, now())
+    }
+
+    /// The verdict about a good leaf after one change, in both roles, which must agree.
+    fn changed(change: impl FnOnce(&mut CertificateParams)) -> PeerError {
+        let root = Authority::root("root");
+        let leaf = Leaf::new(GOOD).with(change).issue(&root);
+        let client = check(&root, std::slice::from_ref(&leaf.der), Role::Client).unwrap_err();
+        let server = check(&root, &[leaf.der], Role::Server).unwrap_err();
+        match (&client, &server) {
+            (PeerError::Usage(UsageError::ExtendedKeyUsage(_)), PeerError::Usage(UsageError::ExtendedKeyUsage(_))) => {
+                ()
+            }
+            _ => assert_eq!(std::mem::discriminant(&client), std::mem::discriminant(&server)),
+        }
+        client
+    }
+
+    fn below(change: impl FnOnce(&mut CertificateParams)) -> (Authority, Authority, Issued) {
+        let root = Authority::root("root");
+        let issuer = root.issuer("issuer", change);
+        let leaf = Leaf::new(GOOD).issue(&issuer);
+        (root, issuer, leaf)
+    }
+
+    #[test]
+    fn good_chains_give_their_identity() {
+        let (root, issuer, leaf) = below(|params| params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0)));
+        for role in [Role::Client, Role::Server] {
+            assert_eq!(check(&root, &[leaf.der.clone(), issuer.der()], role).unwrap(), id("demo", "web"));
+            let with_root = [leaf.der.clone(), issuer.der(), root.der()];
+            assert_eq!(check(&root, &with_root, role).unwrap(), id("demo", "web"));
+        }
+        let without_eku = Leaf::new(GOOD).with(|params| params.extended_key_usages.clear()).issue(&root);
+        check(&root, &[without_eku.der], Role::Server).unwrap();
+        let with_dns = Leaf::new(GOOD)
+            .with(|params| params.subject_alt_names.push(SanType::DnsName("web".try_into().unwrap())))
+            .issue(&root);
+        check(&root, &[with_dns.der], Role::Server).unwrap();
+    }
+
+    #[test]
+    fn each_role_needs_its_own_extended_key_usage() {
+        let root = Authority::root("root");
+        let client = Leaf::new(GOOD).with(|params| params.extended_key_usages = vec![Eku::ClientAuth]).issue(&root);
+        check(&root, std::slice::from_ref(&client.der), Role::Client).unwrap();
+        let refused = PeerError::Usage(UsageError::ExtendedKeyUsage(Role::Server));
+        assert_eq!(check(&root, &[client.der], Role::Server).unwrap_err(), refused);
+        for wrong in [vec![Eku::CodeSigning], vec![Eku::EmailProtection, Eku::OcspSigning], vec![Eku::Any]] {
+            let refused = PeerError::Usage(UsageError::ExtendedKeyUsage(Role::Client));
+            assert_eq!(changed(|params| params.extended_key_usages = wrong), refused);
+        }
+        let (root, issuer, leaf) = below(|params| params.extended_key_usages = vec![Eku::ServerAuth]);
+        check(&root, &[leaf.der.clone(), issuer.der()], Role::Server).unwrap();
+        let refused = PeerError::Usage(UsageError::ExtendedKeyUsage(Role::Client));
+        assert_eq!(check(&root, &[leaf.der, issuer.der()], Role::Client).unwrap_err(), refused);
+    }
+
+    #[test]
+    fn trust_and_time() {
+        assert_eq!(check(&Authority::root("root"), &[], Role::Client).unwrap_err(), PeerError::CertificateMissing);
+        let (ours, theirs) = (Authority::root("root"), Authority::root("root"));
+        let stranger = Leaf::new(GOOD).issue(&theirs);
+        assert!(matches!(check(&ours, &[stranger.der.clone()], Role::Client), Err(PeerError::Untrusted { .. })));
+        assert!(matches!(check(&ours, &[stranger.der, theirs.der()], Role::Client), Err(PeerError::Untrusted { .. })));
+        assert!(matches!(changed(|params| valid(params, -7200, -3600)), PeerError::Expired { .. }));
+        assert!(matches!(changed(|params| valid(params, 3600, 7200)), PeerError::NotYetValid { .. }));
+        let (root, issuer, leaf) = below(|params| valid(params, -7200, -3600));
+        assert!(matches!(check(&root, &[leaf.der, issuer.der()], Role::Client), Err(PeerError::Expired { .. })));
+    }
+
+    #[test]
+    fn key_usage_and_basic_constraints_of_the_leaf() {
+        use UsageError::{LeafIsAuthority, LeafSigns, LeafWithoutDigitalSignature};
+        let authority = IsCa::Ca(BasicConstraints::Unconstrained);
+        assert_eq!(changed(|params| params.is_ca = authority), PeerError::Usage(LeafIsAuthority));
+        let signs = vec![Ku::DigitalSignature, Ku::KeyCertSign];
+        assert_eq!(changed(|params| params.key_usages = signs), PeerError::Usage(LeafSigns));
+        let signs_lists = vec![Ku::DigitalSignature, Ku::CrlSign];
+        assert_eq!(changed(|params| params.key_usages = signs_lists), PeerError::Usage(LeafSigns));
+        let agrees = vec![Ku::KeyAgreement];
+        assert_eq!(changed(|params| params.key_usages = agrees), PeerError::Usage(LeafWithoutDigitalSignature));
+        assert_eq!(changed(|params| params.key_usages.clear()), PeerError::Usage(LeafWithoutDigitalSignature));
+    }
+
+    #[test]
+    fn key_usage_and_basic_constraints_of_issuers() {
+        use UsageError::{IssuerNotAuthority, IssuerWithoutCertSign};
+        let cases: [(fn(&mut CertificateParams), UsageError); 4] = [
+            (|params| params.key_usages = vec![Ku::DigitalSignature], IssuerWithoutCertSign),
+            (|params| params.key_usages.clear(), IssuerWithoutCertSign),
+            (|params| params.is_ca = IsCa::ExplicitNoCa, IssuerNotAuthority),
+            (|params| params.is_ca = IsCa::NoCa, IssuerNotAuthority),
+        ];
+        for (change, reason) in cases {
+            let (root, issuer, leaf) = below(change);
+            assert_eq!(check(&root, &[leaf.der, issuer.der()], Role::Client).unwrap_err(), PeerError::Usage(reason));
+        }
+        let root = Authority::root("root");
+        let last = root.issuer("last", |params| params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0)));
+        let beyond = last.issuer("beyond", |_| ());
+        let leaf = Leaf::new(GOOD).issue(&beyond);
+        let refused = check(&root, &[leaf.der, beyond.der(), last.der()], Role::Client).unwrap_err();
+        assert_eq!(refused, PeerError::Usage(IssuerNotAuthority));
+    }
+
+    #[test]
+    fn a_certificate_that_is_not_part_of_the_path_is_checked_too() {
+        let root = Authority::root("root");
+        let leaf = Leaf::new(GOOD).issue(&root);
+        let stowaway = Leaf::new(GOOD).issue(&root);
+        let refused = check(&root, &[leaf.der, stowaway.der], Role::Client).unwrap_err();
+        assert_eq!(refused, PeerError::Usage(UsageError::IssuerNotAuthority));
+    }
+
+    #[test]
+    fn too_long_a_chain_is_refused_before_any_work() {
+        let root = Authority::root("root");
+        let leaf = Leaf::new(GOOD).issue(&root);
+        let chain = vec![leaf.der; CHAIN_MAX + 1];
+        assert_eq!(check(&root, &chain, Role::Client).unwrap_err(), PeerError::ChainTooLong { length: CHAIN_MAX + 1 });
+    }
+
+    #[test]
+    fn exactly_one_uri_names_the_peer() {
+        let dns = || SanType::DnsName("web.demo".try_into().unwrap());
+        assert_eq!(changed(|params| params.subject_alt_names.clear()), PeerError::IdentityMissing);
+        assert_eq!(changed(|params| params.subject_alt_names = vec![dns()]), PeerError::IdentityMissing);
+        let common_name = changed(|params| {
+            params.subject_alt_names.clear();
+            params.distinguished_name.push(DnType::CommonName, GOOD);
+        });
+        assert_eq!(common_name, PeerError::IdentityMissing);
+        for second in [GOOD, "spiffe://demo.picket.dev/ns/demo/sa/other", "https://example.org"] {
+            let two = changed(|params| params.subject_alt_names.push(uri_name(second)));
+            assert_eq!(two, PeerError::IdentityAmbiguous { count: 2 });
+        }
+    }
+
+    #[test]
+    fn names_outside_the_grammar_are_malformed() {
+        let names = [
+            "spiffe://demo.picket.dev:443/ns/demo/sa/web",
+            "spiffe://me@demo.picket.dev/ns/demo/sa/web",
+            "spiffe://DEMO.picket.dev/ns/demo/sa/web",
+            "Spiffe://demo.picket.dev/ns/demo/sa/web",
+            "spiffe://demo.picket.dev/ns/demo/sa/%77eb",
+            "spiffe://demo.picket.dev/ns/demo/sa/web?q=1",
+            "spiffe://demo.picket.dev/ns/demo/sa/web#f",
+            "spiffe://demo.picket.dev/ns//sa/web",
+            "spiffe://demo.picket.dev/ns/demo/sa/",
+            "spiffe://demo.picket.dev/ns/demo/sa/web/",
+            "spiffe://demo.picket.dev/ns/demo/sa/web\0",
+            "spiffe://demo.picket.dev/ns/demo/sa/web\0.evil",
+            "spiffe://demo.picket.dev\0.evil/ns/demo/sa/web",
+            "spiffe:///ns/demo/sa/web",
+            "https://demo.picket.dev/ns/demo/sa/web",
+            "",
+        ];
+        for name in names {
+            let refused = changed(|params| params.subject_alt_names = vec![uri_name(name)]);
+            assert!(matches!(refused, PeerError::IdentityMalformed { .. }), "{name:?}: {refused:?}");
+        }
+    }
+
+    #[test]
+    fn another_trust_domain_is_named_even_when_it_looks_alike() {
+        for domain in
+            ["demo.picket.dev.evil", "picket.dev", "evil.demo.picket.dev", "demo.picket.de", "demo-picket.dev"]
+        {
+            let name = format!("spiffe://{domain}/ns/demo/sa/web");
+            let refused = changed(|params| params.subject_alt_names = vec![uri_name(&name)]);
+            let found = name.parse().unwrap();
+            assert_eq!(refused, PeerError::TrustDomainMismatch { expected: TRUST_DOMAIN.parse().unwrap(), found });
+        }
+    }
+
+    #[test]
+    fn no_changed_byte_of_a_leaf_goes_unnoticed() {
+        let root = Authority::root("root");
+        let leaf = Leaf::new(GOOD).issue(&root);
+        let bundle = root.bundle();
+        let domain = TRUST_DOMAIN.parse().unwrap();
+        for position in 0..leaf.der.len() {
+            let mut bytes = leaf.der.to_vec();
+            bytes[position] ^= 1 << (position % 8);
+            let verdict = verify_peer(&[CertificateDer::from(bytes)], &bundle, &domain, Role::Client, now());
+            assert!(verdict.is_err(), "a flipped bit in byte {position} was accepted");
+        }
+        for length in 0..leaf.der.len() {
+            let cut = CertificateDer::from(leaf.der[..length].to_vec());
+            assert!(verify_peer(&[cut], &bundle, &domain, Role::Client, now()).is_err());
+        }
+    }
+
+    #[test]
+    fn times_are_told_in_rfc_3339() {
+        let at = |seconds| UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
+        let error = PeerError::Expired { ended: at(1_763_596_800), now: at(1_763_866_200) };
+        assert_eq!(
+            error.to_string(),
+            "a certificate of the peer ended 2025-11-20T00:00:00Z, this machine's clock says 2025-11-23T02:50:00Z"
+        );
     }
 }

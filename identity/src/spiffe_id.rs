@@ -266,7 +266,7 @@ mod tests {
         ) {
             let text = format!("spiffe://{domain}/ns/{namespace}/sa/{account}");
             let id: SpiffeId = text.parse().unwrap();
-            prop_assert_eq!(id.trust_domain().as_str(), domain);
+            prop_assert_eq!(id.trust_domain().to_string(), domain);
             prop_assert_eq!(id.namespace(), namespace);
             prop_assert_eq!(id.service_account(), account);
             prop_assert_eq!(id.to_string(), text);
