@@ -90,11 +90,10 @@ pub fn peer_id(session: &CommonState) -> Option<SpiffeId> {
 
 /// Why *we* refused the peer, when `error` says that we did.
 pub fn peer_error(error: &Error) -> Option<&PeerError> {
-    match error {
-        Error::NoCertificatesPresented => Some(&PeerError::CertificateMissing),
-        Error::InvalidCertificate(CertificateError::Other(OtherError(reason))) => reason.downcast_ref(),
-        _ => None,
+    if let Error::InvalidCertificate(CertificateError::Other(OtherError(reason))) = error {
+        return reason.downcast_ref();
     }
+    matches!(error, Error::NoCertificatesPresented).then_some(&PeerError::CertificateMissing)
 }
 
 /// As [`peer_error`], for the error of a tokio-rustls stream.
