@@ -2,10 +2,12 @@
 //!
 //! Promises: pure; every check can fail, and an absent piece of evidence is a failure.
 
+use std::net::IpAddr;
+
 use testkit::{Counts, Record};
 
 use crate::apps::Sent;
-use crate::edges::{Unit, names};
+use crate::edges::{Side, Unit, is_closed, key};
 
 /// One claim with its verdict and the numbers behind it.
 #[derive(Debug)]
@@ -18,8 +20,12 @@ pub(crate) struct Check {
 /// Traffic that a load generator sent, and who should be in its records.
 #[derive(Clone, Debug)]
 pub(crate) struct Traffic {
-    /// Name of the service, as in records.
+    /// Name of the service.
     pub(crate) service: String,
+    /// Addresses and port of the service: the destination in the records of the client's proxy.
+    pub(crate) dialled: ([IpAddr; 2], u16),
+    /// Addresses and port of the server's pod: the destination in the records of its proxy.
+    pub(crate) endpoint: ([IpAddr; 2], u16),
     /// What is counted.
     pub(crate) unit: Unit,
     /// Expected identity of the client.
@@ -40,15 +46,24 @@ impl Traffic {
         usize::try_from(count).unwrap_or(usize::MAX)
     }
 
-    fn is_mine(&self, record: &Record, direction: &str) -> bool {
-        record.event() == self.unit.event()
-            && record.is(names::SERVICE, &self.service)
-            && record.is(names::DIRECTION, direction)
+    fn is_mine(&self, record: &Record, side: Side) -> bool {
+        let counts = match self.unit {
+            Unit::Request => true,
+            Unit::Connection => is_closed(record),
+        };
+        let (addresses, port) = match side {
+            Side::Client => &self.dialled,
+            Side::Server => &self.endpoint,
+        };
+        let address = record.text(key::DESTINATION_ADDRESS).and_then(|text| text.parse().ok());
+        let same = address.is_some_and(|address| addresses.contains(&address))
+            && record.integer(key::DESTINATION_PORT) == Some(i64::from(*port));
+        record.event() == self.unit.event() && counts && record.is(key::DIRECTION, side.direction()) && same
     }
 
-    /// How many records of one direction there are.
-    pub(crate) fn recorded(&self, records: &[Record], direction: &str) -> usize {
-        records.iter().filter(|record| self.is_mine(record, direction)).count()
+    /// How many records one side's proxy made of it.
+    pub(crate) fn recorded(&self, records: &[Record], side: Side) -> usize {
+        records.iter().filter(|record| self.is_mine(record, side)).count()
     }
 }
 
@@ -70,7 +85,7 @@ pub(crate) fn complete(traffic: &[Traffic], records: &[Record]) -> Vec<Check> {
 
 fn complete_one(traffic: &Traffic, records: &[Record]) -> Check {
     let expected = traffic.expected();
-    let [outbound, inbound] = ["outbound", "inbound"].map(|direction| traffic.recorded(records, direction));
+    let [outbound, inbound] = [Side::Client, Side::Server].map(|side| traffic.recorded(records, side));
     let unit = match traffic.unit {
         Unit::Request => "request",
         Unit::Connection => "connection",
@@ -87,10 +102,11 @@ pub(crate) fn identities(traffic: &[Traffic], records: &[Record]) -> Check {
     let mut total = 0;
     let mut wrong = 0;
     for traffic in traffic {
-        let mine = |record: &&Record| traffic.is_mine(record, "outbound") || traffic.is_mine(record, "inbound");
+        let mine = |record: &&Record| traffic.is_mine(record, Side::Client) || traffic.is_mine(record, Side::Server);
         for record in records.iter().filter(mine) {
             total += 1;
-            let right = record.is(names::CLIENT, &traffic.client) && record.is(names::SERVER, &traffic.server);
+            let right =
+                record.is(key::CLIENT_IDENTITY, &traffic.client) && record.is(key::SERVER_IDENTITY, &traffic.server);
             wrong += u64::from(!right);
         }
     }
@@ -105,11 +121,11 @@ pub(crate) fn identities(traffic: &[Traffic], records: &[Record]) -> Check {
 pub(crate) fn encryption(traffic: &[Traffic], records: &[Record]) -> Check {
     let mine: Vec<&Record> = records
         .iter()
-        .filter(|record| traffic.iter().any(|t| t.is_mine(record, "outbound") || t.is_mine(record, "inbound")))
+        .filter(|record| traffic.iter().any(|t| t.is_mine(record, Side::Client) || t.is_mine(record, Side::Server)))
         .collect();
     let right = mine
         .iter()
-        .filter(|record| record.is(names::TLS_VERSION, "1.3") && record.is(names::TLS_GROUP, "X25519MLKEM768"))
+        .filter(|record| record.is(key::TLS_PROTOCOL_VERSION, "1.3") && record.is(key::TLS_CURVE, "X25519MLKEM768"))
         .count();
     Check {
         holds: !mine.is_empty() && right == mine.len(),
@@ -193,6 +209,8 @@ mod tests {
     fn traffic_without_records_is_incomplete() {
         let traffic = Traffic {
             service: "web.demo".to_owned(),
+            dialled: (["10.96.0.10".parse().unwrap(), "fd00:96::a".parse().unwrap()], 80),
+            endpoint: (["10.244.0.3".parse().unwrap(), "fd00:244::3".parse().unwrap()], 8080),
             unit: Unit::Request,
             client: "a".to_owned(),
             server: "b".to_owned(),

@@ -9,18 +9,24 @@ use anyhow::{Context, Result};
 use hdrhistogram::Histogram;
 use testkit::Record;
 
-/// Attribute names of the record schema that the demo reads.
-pub(crate) mod names {
+/// Attribute names that the demo reads: it knows the documented schema only, as any other consumer of OTLP does.
+pub(crate) mod key {
     pub(crate) const DIRECTION: &str = "picket.direction";
-    pub(crate) const SERVICE: &str = "picket.service";
-    pub(crate) const CLIENT: &str = "picket.client.identity";
-    pub(crate) const SERVER: &str = "picket.server.identity";
+    pub(crate) const SERVICE: &str = "picket.service.name";
+    pub(crate) const CLIENT_IDENTITY: &str = "picket.client.identity";
+    pub(crate) const SERVER_IDENTITY: &str = "picket.server.identity";
     pub(crate) const CODE: &str = "picket.code";
     pub(crate) const DURATION: &str = "picket.duration";
-    pub(crate) const PROTOCOL: &str = "network.protocol.name";
-    pub(crate) const TLS_VERSION: &str = "tls.protocol.version";
-    pub(crate) const TLS_GROUP: &str = "tls.curve";
-    pub(crate) const HTTP_STATUS: &str = "http.response.status_code";
+    pub(crate) const CONNECTION_STATE: &str = "picket.connection.state";
+    pub(crate) const DESTINATION_ADDRESS: &str = "destination.address";
+    pub(crate) const DESTINATION_PORT: &str = "destination.port";
+    pub(crate) const NETWORK_PROTOCOL_NAME: &str = "network.protocol.name";
+    pub(crate) const NETWORK_PROTOCOL_VERSION: &str = "network.protocol.version";
+    pub(crate) const TLS_PROTOCOL_VERSION: &str = "tls.protocol.version";
+    pub(crate) const TLS_CURVE: &str = "tls.curve";
+    pub(crate) const HTTP_RESPONSE_STATUS_CODE: &str = "http.response.status_code";
+    pub(crate) const RPC_GRPC_STATUS_CODE: &str = "rpc.grpc.status_code";
+    pub(crate) const RPC_SYSTEM: &str = "rpc.system.name";
 }
 
 /// What was exchanged over one edge.
@@ -38,6 +44,25 @@ impl Unit {
         match self {
             Self::Request => "picket.request",
             Self::Connection => "picket.connection",
+        }
+    }
+}
+
+/// Whose proxy made a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// The client's.
+    Client,
+    /// The server's.
+    Server,
+}
+
+impl Side {
+    /// The direction that such records name.
+    pub(crate) fn direction(self) -> &'static str {
+        match self {
+            Self::Client => "outbound",
+            Self::Server => "inbound",
         }
     }
 }
@@ -68,17 +93,18 @@ impl Edge {
 /// Groups the outbound records. Connections count only where their protocol has no requests.
 pub(crate) fn edges(records: &[Record]) -> Result<Vec<Edge>> {
     let mut edges = BTreeMap::new();
-    for record in records.iter().filter(|record| record.is(names::DIRECTION, "outbound") && is_unit(record)) {
+    for record in records.iter().filter(|record| record.is(key::DIRECTION, Side::Client.direction()) && is_unit(record))
+    {
         let text = |key| record.text(key).unwrap_or("-").to_owned();
-        let key = (text(names::CLIENT), text(names::SERVER), text(names::SERVICE), protocol(record));
+        let key = (text(key::CLIENT_IDENTITY), text(key::SERVER_IDENTITY), text(key::SERVICE), protocol(record));
         if !edges.contains_key(&key) {
             edges.insert(key.clone(), fresh(&key)?);
         }
         let edge = edges.get_mut(&key).context("the edge was inserted above")?;
-        edge.tls.insert(format!("{} {}", text(names::TLS_VERSION), text(names::TLS_GROUP)));
+        edge.tls.insert(format!("{} {}", text(key::TLS_PROTOCOL_VERSION), text(key::TLS_CURVE)));
         edge.count += 1;
         edge.errors += u64::from(is_error(record));
-        let seconds = record.number(names::DURATION).context("a record has a duration")?;
+        let seconds = record.number(key::DURATION).context("a record has a duration")?;
         edge.microseconds.saturating_record((seconds * 1e6) as u64);
     }
     Ok(edges.into_values().collect())
@@ -99,25 +125,35 @@ fn fresh((client, server, service, protocol): &(String, String, String, String))
 
 /// Whether the record stands for one exchange: a request, or a connection without requests.
 fn is_unit(record: &Record) -> bool {
-    let opaque = !matches!(record.text(names::PROTOCOL), Some("http"));
-    record.event() == Unit::Request.event() || (record.event() == Unit::Connection.event() && opaque)
+    match record.event() {
+        event if event == Unit::Request.event() => true,
+        event if event == Unit::Connection.event() => {
+            is_closed(record) && !record.is(key::NETWORK_PROTOCOL_NAME, "http")
+        }
+        _ => false,
+    }
+}
+
+/// Whether a connection's record is its last one: long connections also report while they are open.
+pub(crate) fn is_closed(record: &Record) -> bool {
+    record.is(key::CONNECTION_STATE, "closed")
 }
 
 fn protocol(record: &Record) -> String {
-    let name = record.text(names::PROTOCOL).unwrap_or("tcp");
-    if record.integer("rpc.grpc.status_code").is_some() || record.text("rpc.system.name").is_some() {
+    let name = record.text(key::NETWORK_PROTOCOL_NAME).unwrap_or("tcp");
+    if record.integer(key::RPC_GRPC_STATUS_CODE).is_some() || record.text(key::RPC_SYSTEM).is_some() {
         return "grpc".to_owned();
     }
-    match record.text("network.protocol.version") {
+    match record.text(key::NETWORK_PROTOCOL_VERSION) {
         Some(version) => format!("{name}/{version}"),
         None => name.to_owned(),
     }
 }
 
 fn is_error(record: &Record) -> bool {
-    let refused = record.text(names::CODE) != Some("ok");
-    let failed = record.integer(names::HTTP_STATUS).is_some_and(|status| status >= 500);
-    let grpc = record.integer("rpc.grpc.status_code").is_some_and(|status| status != 0);
+    let refused = record.text(key::CODE) != Some("ok");
+    let failed = record.integer(key::HTTP_RESPONSE_STATUS_CODE).is_some_and(|status| status >= 500);
+    let grpc = record.integer(key::RPC_GRPC_STATUS_CODE).is_some_and(|status| status != 0);
     refused || failed || grpc
 }
 

@@ -13,7 +13,7 @@ use testkit::{
 
 use crate::apps::Sent;
 use crate::checks::{self, Check, Seen, Traffic};
-use crate::edges::{self, Unit};
+use crate::edges::{self, Side, Unit};
 use crate::screen::Screen;
 
 /// User of the applications.
@@ -178,12 +178,15 @@ impl Stage {
     }
 
     fn traffic(&self, client: &str, service: &str, unit: Unit, sent: Sent) -> Result<Traffic> {
-        let server = find(service)?.endpoints[0].pod.clone();
+        let found = find(service)?;
+        let server = found.endpoints[0].pod.clone();
+        let dialled = ([found.ipv4().into(), found.ipv6().into()], found.ports[0].port);
+        let endpoint = (self.mesh.pod(&server)?.pod.addresses(), found.ports[0].target);
         let identity = |pod: &str| -> Result<String> {
             self.mesh.pod(pod)?.identity.clone().with_context(|| format!("{pod} is not in the mesh"))
         };
         let service = format!("{service}.demo");
-        Ok(Traffic { service, unit, client: identity(client)?, server: identity(&server)?, sent })
+        Ok(Traffic { service, dialled, endpoint, unit, client: identity(client)?, server: identity(&server)?, sent })
     }
 
     /// UDP is not carried by the mesh: what is sent crosses the link as it is.
@@ -227,8 +230,8 @@ impl Stage {
     /// All records, as soon as there are as many as were promised, or what there is after some seconds: the checks judge.
     fn await_records(&self, traffic: &[Traffic]) -> Vec<Record> {
         let complete = |records: &[Record]| {
-            let enough = |traffic: &Traffic, direction| traffic.recorded(records, direction) >= traffic.expected();
-            traffic.iter().all(|traffic| enough(traffic, "outbound") && enough(traffic, "inbound"))
+            let enough = |traffic: &Traffic, side| traffic.recorded(records, side) >= traffic.expected();
+            traffic.iter().all(|traffic| enough(traffic, Side::Client) && enough(traffic, Side::Server))
         };
         let waited = self.collector.wait_until("all records", PATIENCE, complete);
         waited.unwrap_or_else(|_| self.collector.records())
