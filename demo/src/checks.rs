@@ -178,6 +178,11 @@ fn dropped(line: &str) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value::Value};
+    use opentelemetry_proto::tonic::logs::v1::LogRecord;
+
     use super::*;
 
     fn counts(frames: u64, hits: &[u64]) -> Counts {
@@ -205,19 +210,72 @@ mod tests {
         assert!(!nothing_dropped(&[]).holds);
     }
 
-    #[test]
-    fn traffic_without_records_is_incomplete() {
-        let traffic = Traffic {
+    fn traffic() -> Traffic {
+        Traffic {
             service: "web.demo".to_owned(),
             dialled: (["10.96.0.10".parse().unwrap(), "fd00:96::a".parse().unwrap()], 80),
             endpoint: (["10.244.0.3".parse().unwrap(), "fd00:244::3".parse().unwrap()], 8080),
             unit: Unit::Request,
             client: "a".to_owned(),
             server: "b".to_owned(),
-            sent: Sent { connections: 1, requests: 3, errors: 0 },
+            sent: Sent { connections: 1, requests: 2, errors: 0 },
+        }
+    }
+
+    fn request(direction: &str, address: &str, port: i64, group: &str) -> Record {
+        let texts = [
+            (key::DIRECTION, direction),
+            (key::DESTINATION_ADDRESS, address),
+            (key::SERVICE, "web.demo"),
+            (key::CLIENT_IDENTITY, "a"),
+            (key::SERVER_IDENTITY, "b"),
+            (key::TLS_PROTOCOL_VERSION, "1.3"),
+            (key::TLS_CURVE, group),
+            (key::NETWORK_PROTOCOL_NAME, "http"),
+            (key::CODE, "ok"),
+        ];
+        let mut values = texts.map(|(key, text)| (key, Value::StringValue(text.to_owned()))).to_vec();
+        values.push((key::DESTINATION_PORT, Value::IntValue(port)));
+        values.push((key::DURATION, Value::DoubleValue(0.002)));
+        let attribute = |(key, value): (&str, Value)| KeyValue {
+            key: key.to_owned(),
+            value: Some(AnyValue { value: Some(value) }),
+            ..KeyValue::default()
         };
-        assert!(!complete(std::slice::from_ref(&traffic), &[])[0].holds);
-        assert!(!identities(std::slice::from_ref(&traffic), &[]).holds);
-        assert!(!encryption(&[traffic], &[]).holds);
+        let attributes = values.into_iter().map(attribute).collect();
+        let event_name = Unit::Request.event().to_owned();
+        Record { resource: Arc::new([]), log: LogRecord { event_name, attributes, ..LogRecord::default() } }
+    }
+
+    fn both_sides(group: &str) -> [Record; 2] {
+        [request("outbound", "10.96.0.10", 80, group), request("inbound", "fd00:244::3", 8080, group)]
+    }
+
+    #[test]
+    fn two_records_per_request_with_the_right_content_pass() {
+        let records = [both_sides("X25519MLKEM768"), both_sides("X25519MLKEM768")].concat();
+        let traffic = [traffic()];
+        assert!(complete(&traffic, &records)[0].holds);
+        assert!(identities(&traffic, &records).holds);
+        assert!(encryption(&traffic, &records).holds);
+        let edges = crate::edges::edges(&records).unwrap();
+        assert_eq!((edges.len(), edges[0].count, edges[0].errors), (1, 2, 0));
+        assert!((edges[0].quantile_ms(0.5) - 2.0).abs() < 0.01, "{}", edges[0].quantile_ms(0.5));
+
+        assert!(!complete(&traffic, &records[..3])[0].holds, "one is missing");
+        let doubled = [records.clone(), records[..1].to_vec()].concat();
+        assert!(!complete(&traffic, &doubled)[0].holds, "one is there twice");
+        let classical = [both_sides("X25519MLKEM768"), both_sides("X25519")].concat();
+        assert!(!encryption(&traffic, &classical).holds, "another group");
+        let stranger = Traffic { client: "c".to_owned(), ..traffic[0].clone() };
+        assert!(!identities(&[stranger], &records).holds, "another client");
+    }
+
+    #[test]
+    fn traffic_without_records_is_incomplete() {
+        let traffic = [traffic()];
+        assert!(!complete(&traffic, &[])[0].holds);
+        assert!(!identities(&traffic, &[]).holds);
+        assert!(!encryption(&traffic, &[]).holds);
     }
 }
