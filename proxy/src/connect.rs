@@ -67,7 +67,6 @@ struct Idle {
 }
 
 /// One worker's way to servers.
-#[derive(Debug)]
 pub struct Connector {
     store: Arc<identity::Store>,
     connect_timeout: Duration,
@@ -75,6 +74,12 @@ pub struct Connector {
     balancer: Rc<Balancer>,
     idle: RefCell<HashMap<SocketAddr, Vec<Idle>>>,
     tls: RefCell<HashMap<(SpiffeId, &'static [u8]), TlsConnector>>,
+}
+
+impl std::fmt::Debug for Connector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connector").field("balancer", &self.balancer).finish_non_exhaustive()
+    }
 }
 
 impl Connector {

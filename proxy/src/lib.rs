@@ -20,6 +20,7 @@ pub mod original_dst;
 pub mod detect;
 pub mod stream;
 pub mod credentials;
+pub mod ca_client;
 pub mod policy;
 pub mod discover;
 pub mod balance;

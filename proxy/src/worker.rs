@@ -38,7 +38,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const BACKLOG: i32 = 4096;
 
 /// What one worker's connections share.
-#[derive(Debug)]
 pub struct Worker {
     /// The settings.
     pub config: Arc<Config>,

@@ -1,0 +1,239 @@
+//! The bounded queue between the workers and one sink: a sender never waits; what does not fit is dropped and counted.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+/// Records on their way: concatenated `log_records` fields.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// How many records there are.
+    pub records: u32,
+    /// Their bytes.
+    pub fields: Bytes,
+}
+
+/// What a queue and its sink have done; all numbers are of records, but for bytes.
+#[derive(Debug, Default)]
+pub struct Counters {
+    written: AtomicU64,
+    dropped: AtomicU64,
+    acknowledged: AtomicU64,
+    rejected: AtomicU64,
+    queued_bytes: AtomicU64,
+    limit_bytes: u64,
+}
+
+impl Counters {
+    /// Records taken into the queue.
+    pub fn written(&self) -> u64 {
+        self.written.load(Relaxed)
+    }
+
+    /// Records lost: the queue was full, or time ran out at shutdown.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Relaxed)
+    }
+
+    /// Records that the sink has taken.
+    pub fn acknowledged(&self) -> u64 {
+        self.acknowledged.load(Relaxed)
+    }
+
+    /// Records that the sink refused for good.
+    pub fn rejected(&self) -> u64 {
+        self.rejected.load(Relaxed)
+    }
+
+    /// Bytes that wait.
+    pub fn queued_bytes(&self) -> u64 {
+        self.queued_bytes.load(Relaxed)
+    }
+
+    /// Bytes that may wait.
+    pub fn limit_bytes(&self) -> u64 {
+        self.limit_bytes
+    }
+
+    pub(crate) fn drop_records(&self, records: u64) {
+        self.dropped.fetch_add(records, Relaxed);
+    }
+
+    pub(crate) fn acknowledge(&self, records: u64) {
+        self.acknowledged.fetch_add(records, Relaxed);
+    }
+
+    pub(crate) fn reject(&self, records: u64) {
+        self.rejected.fetch_add(records, Relaxed);
+    }
+}
+
+/// The queue is full: the batch was dropped and counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the record queue is full")]
+pub struct Full;
+
+#[derive(Debug)]
+struct Shared {
+    batches: Mutex<VecDeque<Batch>>,
+    arrived: Condvar,
+    notify: Notify,
+    senders: AtomicUsize,
+    counters: Arc<Counters>,
+}
+
+impl Shared {
+    fn batches(&self) -> MutexGuard<'_, VecDeque<Batch>> {
+        // Nothing panics while it holds the lock, and a queue is whole at any time.
+        self.batches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, batches: &mut VecDeque<Batch>) -> Option<Batch> {
+        let batch = batches.pop_front()?;
+        self.counters.queued_bytes.fetch_sub(batch.fields.len() as u64, Relaxed);
+        Some(batch)
+    }
+}
+
+/// The way into a queue; from any thread.
+#[derive(Debug)]
+pub struct Sender(Arc<Shared>);
+
+/// The way out of a queue.
+#[derive(Debug)]
+pub struct Receiver(Arc<Shared>);
+
+/// A queue that holds at most `max_bytes` bytes of records.
+pub fn queue(max_bytes: usize) -> (Sender, Receiver) {
+    let counters = Arc::new(Counters { limit_bytes: max_bytes as u64, ..Counters::default() });
+    let (batches, arrived, notify) = Default::default();
+    let shared = Arc::new(Shared { batches, arrived, notify, senders: AtomicUsize::new(1), counters });
+    (Sender(Arc::clone(&shared)), Receiver(shared))
+}
+
+impl Sender {
+    /// Hands a batch over.
+    ///
+    /// # Errors
+    /// When it does not fit; it is counted as dropped.
+    pub fn send(&self, batch: Batch) -> Result<(), Full> {
+        let counters = &self.0.counters;
+        let bytes = batch.fields.len() as u64;
+        let records = u64::from(batch.records);
+        let mut batches = self.0.batches();
+        if counters.queued_bytes() + bytes > counters.limit_bytes {
+            counters.drop_records(records);
+            return Err(Full);
+        }
+        counters.queued_bytes.fetch_add(bytes, Relaxed);
+        counters.written.fetch_add(records, Relaxed);
+        batches.push_back(batch);
+        drop(batches);
+        self.0.arrived.notify_one();
+        self.0.notify.notify_one();
+        Ok(())
+    }
+
+    /// What the queue and its sink have done.
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.0.counters
+    }
+}
+
+impl Clone for Sender {
+    fn clone(&self) -> Self {
+        self.0.senders.fetch_add(1, Relaxed);
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        // Under the lock, so that a receiver that is about to wait does not miss it.
+        let guard = self.0.batches();
+        self.0.senders.fetch_sub(1, Relaxed);
+        drop(guard);
+        self.0.arrived.notify_all();
+        self.0.notify.notify_one();
+    }
+}
+
+impl Receiver {
+    /// The next batch; `None` once all senders are gone and the queue is empty.
+    ///
+    /// # Cancellation
+    /// Safe: no batch is lost.
+    pub async fn recv(&mut self) -> Option<Batch> {
+        loop {
+            if let Some(batch) = self.try_recv() {
+                return Some(batch);
+            }
+            if self.0.senders.load(Relaxed) == 0 {
+                return self.try_recv();
+            }
+            self.0.notify.notified().await;
+        }
+    }
+
+    /// The next batch, if one is there.
+    pub fn try_recv(&mut self) -> Option<Batch> {
+        self.0.take(&mut self.0.batches())
+    }
+
+    /// As [`Self::recv`], for a thread of its own.
+    pub fn recv_blocking(&mut self) -> Option<Batch> {
+        let mut batches = self.0.batches();
+        loop {
+            if let Some(batch) = self.0.take(&mut batches) {
+                return Some(batch);
+            }
+            if self.0.senders.load(Relaxed) == 0 {
+                return None;
+            }
+            batches = self.0.arrived.wait(batches).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// What the queue and its sink have done.
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.0.counters
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(records: u32, bytes: usize) -> Batch {
+        Batch { records, fields: vec![0; bytes].into() }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_dropped_and_counted() {
+        let (sender, mut receiver) = queue(100);
+        assert_eq!(sender.send(batch(3, 60)), Ok(()));
+        assert_eq!(sender.send(batch(5, 60)), Err(Full));
+        assert_eq!((sender.counters().written(), sender.counters().dropped(), sender.counters().queued_bytes()), (3, 5, 60));
+        assert_eq!(receiver.try_recv().unwrap().records, 3);
+        assert_eq!(sender.send(batch(5, 60)), Ok(()));
+    }
+
+    #[test]
+    fn the_end_comes_after_the_last_batch() {
+        let (sender, mut receiver) = queue(100);
+        let other = sender.clone();
+        let thread = std::thread::spawn(move || std::iter::from_fn(|| receiver.recv_blocking()).count());
+        sender.send(batch(1, 1)).unwrap();
+        drop(sender);
+        other.send(batch(1, 1)).unwrap();
+        drop(other);
+        assert_eq!(thread.join().unwrap(), 2);
+    }
+}

@@ -1,0 +1,75 @@
+//! What the admin server answers from: liveness, readiness with its reason, metrics, and the two run-time settings.
+
+use std::sync::Arc;
+
+use export::access_log::{Mode, ModeHandle};
+use telemetry::{admin::Admin, log::LevelHandle};
+
+use crate::{
+    app::mode_word,
+    config::Config,
+    credentials::Credentials,
+    discover::FileDiscovery,
+    drain::Drain,
+    metrics::{self, Surroundings, WorkerMetrics},
+};
+
+/// The parts whose state is shown.
+#[derive(Debug)]
+pub struct State {
+    /// The settings.
+    pub config: Arc<Config>,
+    /// Who is where.
+    pub discovery: Arc<FileDiscovery>,
+    /// Who we are.
+    pub store: Arc<identity::Store>,
+    /// The workers' counters.
+    pub workers: Vec<Arc<WorkerMetrics>>,
+    /// The queues' counters.
+    pub sinks: Vec<(&'static str, Arc<export::Counters>)>,
+    /// How our certificate fares.
+    pub credentials: Arc<Credentials>,
+    /// Whether we are stopping.
+    pub drain: Drain,
+}
+
+impl State {
+    fn ready(&self) -> Result<(), String> {
+        if self.drain.is_draining() {
+            return Err("the proxy is stopping".to_owned());
+        }
+        match self.credentials.remaining_seconds() {
+            None => Err("there is no certificate yet; see the log for the CA's answer".to_owned()),
+            Some(0) => Err("the certificate has ended; see the log for the CA's answer".to_owned()),
+            Some(_) => Ok(()),
+        }
+    }
+
+    fn metrics(&self, out: &mut String) {
+        let around = Surroundings {
+            connections_max: self.config.limits.connections as u64,
+            sinks: &self.sinks,
+            certificate_remaining: self.credentials.remaining_seconds().unwrap_or(0),
+            renewals: self.credentials.attempts(),
+            discovery_age: self.discovery.age().as_secs(),
+        };
+        metrics::render(&self.workers, &around, out);
+    }
+}
+
+/// Connects the state and the run-time settings with the server.
+pub fn admin(state: State, level: LevelHandle, mode: ModeHandle) -> Admin {
+    let state = Arc::new(state);
+    let shown = Arc::clone(&state);
+    let current = mode.clone();
+    Admin::new(move || state.ready(), move |out| shown.metrics(out)).with_log_level(level).with_control(
+        "/access-log",
+        move || mode_word(current.get()).to_owned(),
+        move |text| {
+            let modes = [Mode::Off, Mode::Errors, Mode::All];
+            let wanted = modes.into_iter().find(|mode| mode_word(*mode) == text);
+            mode.set(wanted.ok_or_else(|| format!("`{text}` is not off, errors or all"))?);
+            Ok(())
+        },
+    )
+}

@@ -1,0 +1,234 @@
+//! Builds each part once and connects them: the control thread, the workers, the sinks of records.
+//!
+//! Order at the end: stop accepting, finish or cut what is in flight, hand over the last records, send them.
+
+use std::{
+    collections::hash_map::RandomState,
+    hash::{BuildHasher, Hasher},
+    io,
+    sync::Arc,
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use export::access_log::{self, Mode, ModeHandle};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    admin,
+    config::Config,
+    credentials::Credentials,
+    discover::{self, FileDiscovery},
+    drain::{self, DrainSignal},
+    metrics::WorkerMetrics,
+    worker::{self, Listeners, Parts},
+};
+
+/// How long the export may take after the last connection.
+const EXPORT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Why the proxy does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A port cannot be had.
+    #[error("{key}: port {port} cannot be listened on")]
+    Port {
+        /// The setting.
+        key: &'static str,
+        /// Its value.
+        port: u16,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The discovery file.
+    #[error("discovery.file")]
+    Discovery(#[source] discover::Error),
+    /// The log level.
+    #[error("log.level")]
+    Log(#[source] telemetry::log::Error),
+    /// The admin server.
+    #[error("admin")]
+    Admin(#[source] telemetry::admin::Error),
+    /// The collector's settings.
+    #[error("export")]
+    Export(#[source] export::otlp::Error),
+    /// A thread or a runtime cannot be had.
+    #[error("the system refuses a thread, a runtime or a signal handler")]
+    System(#[source] io::Error),
+}
+
+impl Error {
+    /// True when the operator's settings are to blame: another try without a change is of no use.
+    pub fn is_configuration(&self) -> bool {
+        match self {
+            Self::Port { .. } | Self::Discovery(_) | Self::Log(_) | Self::Admin(_) | Self::Export(_) => true,
+            Self::System(_) => false,
+        }
+    }
+}
+
+/// Runs the proxy until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When a part cannot be set up; nothing is served then.
+pub fn run(config: Config) -> Result<(), Error> {
+    let level = telemetry::log::init(config.log.format, &config.log.level).map_err(Error::Log)?;
+    let config = Arc::new(config);
+    let discovery = FileDiscovery::start(config.discovery.clone()).map_err(Error::Discovery)?;
+    for (key, port) in [("outbound.port", config.outbound.port), ("inbound.port", config.inbound.port)] {
+        worker::check_port_is_free(port).map_err(|source| Error::Port { key, port, source })?;
+    }
+    let store = identity::Store::new(config.trust_domain.clone());
+    let mode = ModeHandle::new(config.access_log.mode);
+    let (sinks, queues) = Sinks::start(&config, &mode)?;
+    let (signal, drain) = drain::channel();
+    let metrics: Vec<_> = (0..config.workers).map(|_| Arc::new(WorkerMetrics::default())).collect();
+    let parts = |at: usize| Parts {
+        config: Arc::clone(&config),
+        discovery: Arc::clone(&discovery),
+        store: Arc::clone(&store),
+        tls: Arc::new(identity::server_config(&store, &[identity::ALPN_H2, identity::ALPN_HTTP1, identity::ALPN_TCP])),
+        sinks: sinks.senders.clone(),
+        metrics: Arc::clone(&metrics[at]),
+        seed: seed(),
+        drain: drain.clone(),
+    };
+    let mut workers = Vec::new();
+    for at in 0..config.workers {
+        workers.push(start_worker(at, parts(at), &config)?);
+    }
+    let state = admin::State {
+        config: Arc::clone(&config),
+        discovery: Arc::clone(&discovery),
+        store: Arc::clone(&store),
+        workers: metrics.clone(),
+        sinks: sinks.counters.clone(),
+        credentials: Credentials::new(&config.identity, Arc::clone(&store)),
+        drain: drain.clone(),
+    };
+    drop(sinks.senders);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::System)?;
+    runtime.block_on(control(&config, state, level, mode, signal, workers, queues))?;
+    if let Some(access_log) = sinks.access_log {
+        // It has nothing left to write once the workers are gone; a panic there was logged by the runtime.
+        let _ended = access_log.join();
+    }
+    Ok(())
+}
+
+/// The queues of records and who empties them.
+struct Sinks {
+    senders: Vec<export::Sender>,
+    counters: Vec<(&'static str, Arc<export::Counters>)>,
+    access_log: Option<JoinHandle<()>>,
+}
+
+impl Sinks {
+    fn start(config: &Config, mode: &ModeHandle) -> Result<(Self, Option<export::Receiver>), Error> {
+        let mut sinks = Self { senders: Vec::new(), counters: Vec::new(), access_log: None };
+        let (sender, receiver) = export::queue(config.limits.record_queue_bytes);
+        sinks.counters.push(("access_log", Arc::clone(sender.counters())));
+        sinks.senders.push(sender);
+        sinks.access_log = Some(access_log::spawn(receiver, mode.clone(), config.access_log.format).map_err(Error::System)?);
+        let otlp = config.export.as_ref().map(|_| {
+            let (sender, receiver) = export::queue(config.limits.record_queue_bytes);
+            sinks.counters.push(("otlp", Arc::clone(sender.counters())));
+            sinks.senders.push(sender);
+            receiver
+        });
+        Ok((sinks, otlp))
+    }
+}
+
+fn start_worker(at: usize, parts: Parts, config: &Config) -> Result<JoinHandle<io::Result<()>>, Error> {
+    let listeners = Listeners::bind(config).map_err(|(port, source)| {
+        let key = if port == config.outbound.port { "outbound.port" } else { "inbound.port" };
+        Error::Port { key, port, source }
+    })?;
+    std::thread::Builder::new().name(format!("worker-{at}")).spawn(move || worker::run(parts, listeners)).map_err(Error::System)
+}
+
+/// The control thread: everything that is not on the way of a connection.
+async fn control(
+    config: &Config,
+    state: admin::State,
+    level: telemetry::log::LevelHandle,
+    mode: ModeHandle,
+    signal: DrainSignal,
+    workers: Vec<JoinHandle<io::Result<()>>>,
+    otlp: Option<export::Receiver>,
+) -> Result<(), Error> {
+    let shipper = config.export.as_ref().map(|export| export::otlp::Shipper::new(shipping(export))).transpose().map_err(Error::Export)?;
+    let server = telemetry::admin::Server::bind(config.admin.address, config.admin.socket.as_deref()).await.map_err(Error::Admin)?;
+    let background = [
+        tokio::spawn(Arc::clone(&state.discovery).watch()),
+        tokio::spawn(Arc::clone(&state.credentials).run()),
+        tokio::spawn(server.run(admin::admin(state, level, mode))),
+    ];
+    let (workers_gone, gone) = tokio::sync::oneshot::channel::<()>();
+    let shipping = otlp.zip(shipper).map(|(receiver, shipper)| {
+        tokio::spawn(async move {
+            let gone = async { drop(gone.await) };
+            shipper.run(receiver, gone, EXPORT_DEADLINE).await;
+        })
+    });
+    let stopped = async {
+        let mut terminate = signal_of(SignalKind::terminate())?;
+        let mut interrupt = signal_of(SignalKind::interrupt())?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        Ok::<(), Error>(())
+    };
+    tracing::info!(outbound = config.outbound.port, inbound = config.inbound.port, admin = %config.admin.address, "serving");
+    stopped.await?;
+    tracing::info!(timeout = ?config.drain_timeout, "draining");
+    // The receivers are gone only when every worker is.
+    let _drained = signal.send(true);
+    let joined = tokio::task::spawn_blocking(move || workers.into_iter().map(JoinHandle::join).collect::<Vec<_>>()).await;
+    for worker in joined.unwrap_or_default() {
+        if let Ok(Err(error)) = worker {
+            tracing::error!(%error, "a worker failed");
+        }
+    }
+    drop(workers_gone);
+    if let Some(shipping) = shipping {
+        // It ends by itself at its deadline.
+        let _shipped = shipping.await;
+    }
+    for task in background {
+        task.abort();
+    }
+    Ok(())
+}
+
+fn signal_of(kind: SignalKind) -> Result<tokio::signal::unix::Signal, Error> {
+    signal(kind).map_err(Error::System)
+}
+
+fn shipping(export: &crate::config::Export) -> export::otlp::Config {
+    export::otlp::Config {
+        endpoint: export.endpoint.clone(),
+        headers: export.headers.clone(),
+        timeout: export.timeout,
+        roots: export.roots.clone(),
+        resource: std::iter::once(("service.name".to_owned(), "picket-proxy".to_owned())).chain(export.resource.iter().cloned()).collect(),
+    }
+}
+
+/// Unlike in any other process or worker; not a secret.
+fn seed() -> u128 {
+    let half = || u128::from(RandomState::new().build_hasher().finish());
+    half() << 64 | half()
+}
+
+/// The words of `/access-log`.
+pub fn mode_word(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Off => "off",
+        Mode::Errors => "errors",
+        Mode::All => "all",
+    }
+}

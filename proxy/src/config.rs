@@ -1,0 +1,325 @@
+//! What operators write, checked into what modules take.
+//!
+//! All mistakes are reported together by the crate `settings`, each with its key's path; environment variables
+//! (`PICKET_OUTBOUND_PORT` for `outbound.port`) override the file. An example with every key and its default is
+//! deploy/proxy.example.yaml.
+
+use std::{
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use export::access_log::{Format as LineFormat, Mode};
+use identity::{SpiffeId, TrustDomain};
+use settings::{Document, HostPort, Noted, Section};
+
+/// The whole configuration of `picket-proxy run`.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Whose identities count.
+    pub trust_domain: TrustDomain,
+    /// Away from our workload.
+    pub outbound: Outbound,
+    /// Towards our workload.
+    pub inbound: Inbound,
+    /// Probes, metrics, run-time changes.
+    pub admin: Admin,
+    /// How we get our certificate.
+    pub identity: Identity,
+    /// Who is where.
+    pub discovery: PathBuf,
+    /// Where records go, if anywhere.
+    pub export: Option<Export>,
+    /// The log of connections and requests on stdout.
+    pub access_log: AccessLog,
+    /// The program's own log on stderr.
+    pub log: Log,
+    /// Threads that serve connections.
+    pub workers: usize,
+    /// How long what is in flight may take at shutdown.
+    pub drain_timeout: Duration,
+    /// What the proxy may cost.
+    pub limits: Limits,
+    /// How protocols are found.
+    pub detect: Detect,
+}
+
+/// Away from our workload.
+#[derive(Debug, Clone)]
+pub struct Outbound {
+    /// Where redirected connections arrive.
+    pub port: u16,
+}
+
+/// What happens to clients that are not in the mesh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plaintext {
+    /// They are served and recorded.
+    Permissive,
+    /// They are refused and recorded.
+    Strict,
+}
+
+/// Towards our workload.
+#[derive(Debug, Clone)]
+pub struct Inbound {
+    /// Where redirected connections arrive.
+    pub port: u16,
+    /// Clients outside the mesh.
+    pub plaintext: Plaintext,
+}
+
+/// Probes, metrics, run-time changes.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    /// Probes and metrics.
+    pub address: SocketAddr,
+    /// Run-time changes.
+    pub socket: Option<PathBuf>,
+}
+
+/// How we get our certificate.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// `host:port` of the CA.
+    pub ca_address: String,
+    /// The trust bundle, PEM.
+    pub ca_roots: PathBuf,
+    /// Whom the CA must prove to be.
+    pub ca_identity: SpiffeId,
+    /// Our ServiceAccount token.
+    pub token_file: PathBuf,
+}
+
+/// An OTLP collector.
+#[derive(Debug, Clone)]
+pub struct Export {
+    /// `https://host:port`, or `http://host:port` for clear text.
+    pub endpoint: String,
+    /// Roots to trust instead of the system's, PEM.
+    pub roots: Option<PathBuf>,
+    /// Headers for every call, such as an API key.
+    pub headers: Vec<(String, String)>,
+    /// How long one call may take.
+    pub timeout: Duration,
+    /// Attributes of the resource, such as `k8s.pod.name`.
+    pub resource: Vec<(String, String)>,
+}
+
+/// The log of connections and requests on stdout.
+#[derive(Debug, Clone, Copy)]
+pub struct AccessLog {
+    /// Which records.
+    pub mode: Mode,
+    /// How a line looks.
+    pub format: LineFormat,
+}
+
+/// The program's own log on stderr.
+#[derive(Debug, Clone)]
+pub struct Log {
+    /// As for the admin socket's `/log-level`.
+    pub level: String,
+    /// How a line looks.
+    pub format: telemetry::log::Format,
+}
+
+/// What the proxy may cost.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Connections at once.
+    pub connections: usize,
+    /// How long a client may wait between two requests.
+    pub keep_alive_timeout: Duration,
+    /// A TLS handshake.
+    pub tls_handshake_timeout: Duration,
+    /// A request's head, from its first byte.
+    pub request_head_timeout: Duration,
+    /// TCP to an endpoint.
+    pub connect_timeout: Duration,
+    /// A request's head.
+    pub request_head_bytes: usize,
+    /// Records that wait for their sink.
+    pub record_queue_bytes: usize,
+}
+
+/// How protocols are found.
+#[derive(Debug, Clone)]
+pub struct Detect {
+    /// How long the first bytes may take.
+    pub timeout: Duration,
+    /// Ports where the server speaks first.
+    pub server_first_ports: Vec<u16>,
+}
+
+/// SMTP, SMTP submission, MySQL, Galera, PostgreSQL, Redis, Elasticsearch transport, memcached: Linkerd's default list of
+/// opaque ports (linkerd.io, "Protocol detection"), which are known to speak first or to be slow to speak.
+const SERVER_FIRST_PORTS: [u16; 8] = [25, 587, 3306, 4444, 5432, 6379, 9300, 11211];
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read or is not YAML.
+    #[error("the configuration is refused")]
+    Document(#[from] settings::Error),
+    /// Its content is wrong.
+    #[error("the configuration is refused")]
+    Mistakes(#[from] settings::Mistakes),
+}
+
+impl Config {
+    /// Reads the file, with the process's variables over it.
+    ///
+    /// # Errors
+    /// All mistakes together.
+    pub fn load(path: Option<&Path>, environment: impl IntoIterator<Item = (String, String)>) -> Result<Self, Error> {
+        Ok(Document::load(path, "PICKET_", environment)?.read(Self::read)?)
+    }
+
+    fn read(root: &Section<'_>) -> Result<Self, Noted> {
+        let trust_domain = root.required_with("trustDomain", "a trust domain such as example.org", |scalar| scalar.text()?.parse().ok());
+        let outbound = Outbound { port: root.section("outbound").default("port", 15001) };
+        let inbound = root.section("inbound");
+        let words = [("permissive", Plaintext::Permissive), ("strict", Plaintext::Strict)];
+        let inbound = Inbound {
+            port: inbound.default("port", 15006),
+            plaintext: inbound.one_of("plaintext", &words, Plaintext::Permissive),
+        };
+        let identity = Identity::read(&root.section("identity"));
+        let discovery = root.section("discovery").required("file");
+        let export = root.optional_section("export").map(|section| Export::read(&section)).transpose();
+        Ok(Self {
+            outbound,
+            inbound,
+            admin: Admin::read(&root.section("admin")),
+            access_log: AccessLog::read(&root.section("accessLog")),
+            log: Log::read(&root.section("log")),
+            workers: root.default("workers", default_workers()).max(1),
+            drain_timeout: root.default("drainTimeout", Duration::from_secs(30)),
+            limits: Limits::read(&root.section("limits")),
+            detect: Detect::read(&root.section("detect")),
+            trust_domain: trust_domain?,
+            identity: identity?,
+            discovery: discovery?,
+            export: export?,
+        })
+    }
+}
+
+/// At most two: a sidecar shares its cores with the workload, and one worker already serves tens of thousands of
+/// requests each second.
+fn default_workers() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(2)
+}
+
+impl Admin {
+    fn read(section: &Section<'_>) -> Self {
+        let all = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 15020);
+        Self { address: section.default("address", all), socket: section.optional("socket") }
+    }
+}
+
+impl Identity {
+    fn read(section: &Section<'_>) -> Result<Self, Noted> {
+        let ca_address = section.required::<HostPort>("caAddress");
+        let ca_roots = section.required("caRoots");
+        let expected = "a SPIFFE ID such as spiffe://example.org/ns/picket-system/sa/picket-ca";
+        let ca_identity = section.required_with("caIdentity", expected, |scalar| scalar.text()?.parse().ok());
+        let token_file = section.required("tokenFile");
+        Ok(Self { ca_address: ca_address?.to_string(), ca_roots: ca_roots?, ca_identity: ca_identity?, token_file: token_file? })
+    }
+}
+
+impl Export {
+    fn read(section: &Section<'_>) -> Result<Self, Noted> {
+        let endpoint = section.required_with("endpoint", "https://host:port, or http://host:port for clear text", |scalar| {
+            scalar.text().filter(|text| text.starts_with("https://") || text.starts_with("http://")).map(str::to_owned)
+        });
+        let (headers, resource) = (section.map::<String>("headers"), section.map::<String>("resource"));
+        Ok(Self {
+            roots: section.optional("roots"),
+            headers: headers.into_iter().collect(),
+            timeout: section.default("timeout", Duration::from_secs(10)),
+            resource: resource.into_iter().collect(),
+            endpoint: endpoint?,
+        })
+    }
+}
+
+impl AccessLog {
+    fn read(section: &Section<'_>) -> Self {
+        let modes = [("off", Mode::Off), ("errors", Mode::Errors), ("all", Mode::All)];
+        let formats = [("text", LineFormat::Text), ("json", LineFormat::Json)];
+        Self { mode: section.one_of("mode", &modes, Mode::Errors), format: section.one_of("format", &formats, LineFormat::Text) }
+    }
+}
+
+impl Log {
+    fn read(section: &Section<'_>) -> Self {
+        use telemetry::log::Format;
+        let formats = [("text", Format::Text), ("json", Format::Json)];
+        Self { level: section.default("level", "info".to_owned()), format: section.one_of("format", &formats, Format::Text) }
+    }
+}
+
+impl Limits {
+    fn read(section: &Section<'_>) -> Self {
+        let seconds = |name: &str, default: u64| section.default(name, Duration::from_secs(default));
+        let bytes = |name: &str, default: u64| section.default(name, settings::Bytes(default)).0 as usize;
+        Self {
+            connections: section.default("connections", 10_000),
+            keep_alive_timeout: seconds("keepAliveTimeout", 300),
+            tls_handshake_timeout: seconds("tlsHandshakeTimeout", 5),
+            request_head_timeout: seconds("requestHeadTimeout", 10),
+            connect_timeout: seconds("connectTimeout", 5),
+            request_head_bytes: bytes("requestHeadBytes", 64 << 10),
+            record_queue_bytes: bytes("recordQueueBytes", 8 << 20),
+        }
+    }
+}
+
+impl Detect {
+    fn read(section: &Section<'_>) -> Self {
+        let ports = section.list("serverFirstPorts");
+        Self {
+            timeout: section.default("timeout", Duration::from_secs(2)),
+            server_first_ports: if ports.is_empty() { SERVER_FIRST_PORTS.to_vec() } else { ports },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXAMPLE: &str = include_str!("../../deploy/proxy.example.yaml");
+
+    fn load(text: &str, environment: &[(&str, &str)]) -> Result<Config, Error> {
+        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Ok(Document::parse("proxy.yaml", text, "PICKET_", environment)?.read(Config::read)?)
+    }
+
+    #[test]
+    fn the_example_is_whole_and_valid() {
+        let config = load(EXAMPLE, &[]).unwrap();
+        assert_eq!((config.outbound.port, config.inbound.port, config.inbound.plaintext), (15001, 15006, Plaintext::Permissive));
+        assert_eq!(config.detect.server_first_ports, SERVER_FIRST_PORTS);
+        assert_eq!(config.limits.request_head_bytes, 65536);
+    }
+
+    #[test]
+    fn a_variable_overrides_the_file() {
+        assert_eq!(load(EXAMPLE, &[("PICKET_OUTBOUND_PORT", "7")]).unwrap().outbound.port, 7);
+    }
+
+    #[test]
+    fn all_mistakes_come_at_once_with_path_and_nearest_name() {
+        let bad = EXAMPLE.replace("plaintext: permissive", "plaintxt: strict").replace("port: 15001", "port: many");
+        let error = load(&bad, &[]).unwrap_err();
+        let text = telemetry::chain(&error).to_string();
+        for part in ["inbound.plaintxt", "plaintext", "outbound.port"] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! What a worker counts, and how it is shown at `/metrics`.
+//!
+//! Each worker has its own counters, which only it writes; a scrape adds them up. Labels come from closed lists.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use record::{Code, Direction};
+use telemetry::metrics::{Exposition, Kind, Metric};
+
+const DIRECTIONS: [Direction; 2] = [Direction::Inbound, Direction::Outbound];
+const STATUS_CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// The catalogue, in the order of the documented table (docs/reference/metrics.md).
+pub const CATALOGUE: &[Metric] = &[
+    metric("picket_connections_opened_total", Kind::Counter, "{connection}", &["direction"], "Connections accepted."),
+    metric("picket_connections_closed_total", Kind::Counter, "{connection}", &["direction", "code"], "Connections that ended, by code."),
+    metric("picket_connections_open", Kind::Gauge, "{connection}", &["direction"], "Connections that are open now."),
+    metric("picket_connections_limit", Kind::Gauge, "{connection}", &[], "Connections that may be open at once."),
+    metric("picket_requests_total", Kind::Counter, "{request}", &["direction", "status_class"], "Requests, by class of their status."),
+    metric("picket_request_endings_total", Kind::Counter, "{request}", &["direction", "code"], "Requests that ended, by code."),
+    metric("picket_bytes_from_client_total", Kind::Counter, "By", &["direction"], "Bytes of applications towards servers."),
+    metric("picket_bytes_from_server_total", Kind::Counter, "By", &["direction"], "Bytes of applications towards clients."),
+    metric("picket_records_written_total", Kind::Counter, "{record}", &[], "Records made."),
+    metric("picket_records_dropped_total", Kind::Counter, "{record}", &["sink"], "Records lost because a queue was full."),
+    metric("picket_records_acknowledged_total", Kind::Counter, "{record}", &["sink"], "Records that the sink has taken."),
+    metric("picket_records_rejected_total", Kind::Counter, "{record}", &["sink"], "Records that the collector refused for good."),
+    metric("picket_record_queue_bytes", Kind::Gauge, "By", &["sink"], "Bytes that wait in a queue."),
+    metric("picket_record_queue_limit_bytes", Kind::Gauge, "By", &["sink"], "Bytes that may wait in a queue."),
+    metric("picket_certificate_remaining_seconds", Kind::Gauge, "s", &[], "Time until our certificate ends; 0 without one."),
+    metric("picket_certificate_renewals_total", Kind::Counter, "{renewal}", &["result"], "Attempts to get a certificate."),
+    metric("picket_discovery_age_seconds", Kind::Gauge, "s", &[], "Time since the discovery file was last read without a mistake."),
+];
+
+const fn metric(
+    name: &'static str,
+    kind: Kind,
+    unit: &'static str,
+    labels: &'static [&'static str],
+    help: &'static str,
+) -> Metric {
+    Metric { name, kind, unit, labels, help }
+}
+
+/// The counters of one worker.
+#[derive(Debug, Default)]
+pub struct WorkerMetrics {
+    directions: [DirectionMetrics; 2],
+    records_written: AtomicU64,
+}
+
+#[derive(Debug)]
+struct DirectionMetrics {
+    opened: AtomicU64,
+    closed: [AtomicU64; Code::ALL.len()],
+    request_endings: [AtomicU64; Code::ALL.len()],
+    requests: [AtomicU64; STATUS_CLASSES.len()],
+    from_client: AtomicU64,
+    from_server: AtomicU64,
+}
+
+impl Default for DirectionMetrics {
+    fn default() -> Self {
+        let codes = || std::array::from_fn(|_| AtomicU64::new(0));
+        let (opened, from_client, from_server) = Default::default();
+        Self { opened, closed: codes(), request_endings: codes(), requests: Default::default(), from_client, from_server }
+    }
+}
+
+impl WorkerMetrics {
+    fn of(&self, direction: Direction) -> &DirectionMetrics {
+        &self.directions[direction as usize]
+    }
+
+    /// A connection was accepted.
+    pub fn connection_opened(&self, direction: Direction) {
+        self.of(direction).opened.fetch_add(1, Relaxed);
+    }
+
+    /// A connection ended.
+    pub fn connection_closed(&self, direction: Direction, code: Code) {
+        self.of(direction).closed[code as usize].fetch_add(1, Relaxed);
+    }
+
+    /// A request ended.
+    pub fn request(&self, direction: Direction, status: Option<u16>, code: Code) {
+        let class = status.map_or(0, |status| usize::from(status / 100).min(5));
+        self.of(direction).requests[class].fetch_add(1, Relaxed);
+        self.of(direction).request_endings[code as usize].fetch_add(1, Relaxed);
+    }
+
+    /// Bytes of the application that a connection moved.
+    pub fn bytes(&self, direction: Direction, from_client: u64, from_server: u64) {
+        self.of(direction).from_client.fetch_add(from_client, Relaxed);
+        self.of(direction).from_server.fetch_add(from_server, Relaxed);
+    }
+
+    /// Records were made.
+    pub fn records_written(&self, records: u64) {
+        self.records_written.fetch_add(records, Relaxed);
+    }
+}
+
+/// What is shown besides the workers' counters.
+#[derive(Debug)]
+pub struct Surroundings<'a> {
+    /// `limits.connections`.
+    pub connections_max: u64,
+    /// The record queues, by name of their sink.
+    pub sinks: &'a [(&'static str, Arc<export::Counters>)],
+    /// Seconds until our certificate ends.
+    pub certificate_remaining: u64,
+    /// Attempts to get a certificate: succeeded, failed.
+    pub renewals: (u64, u64),
+    /// Seconds since the discovery file was read.
+    pub discovery_age: u64,
+}
+
+/// Appends all metrics to `out`, in the order of the catalogue.
+pub fn render(workers: &[Arc<WorkerMetrics>], around: &Surroundings<'_>, out: &mut String) {
+    let sum = |direction: Direction, of: &dyn Fn(&DirectionMetrics) -> u64| -> u64 {
+        workers.iter().map(|worker| of(worker.of(direction))).sum()
+    };
+    let mut text = Exposition::new(out);
+    for metric in CATALOGUE {
+        let mut family = text.family(metric);
+        match metric.name {
+            "picket_records_written_total" => {
+                family.sample(&[], workers.iter().map(|worker| worker.records_written.load(Relaxed)).sum::<u64>());
+            }
+            "picket_connections_limit" => {
+                family.sample(&[], around.connections_max);
+            }
+            "picket_certificate_remaining_seconds" => {
+                family.sample(&[], around.certificate_remaining);
+            }
+            "picket_certificate_renewals_total" => {
+                family.sample(&["succeeded"], around.renewals.0).sample(&["failed"], around.renewals.1);
+            }
+            "picket_discovery_age_seconds" => {
+                family.sample(&[], around.discovery_age);
+            }
+            name if metric.labels == ["sink"] => {
+                for (sink, counters) in around.sinks {
+                    family.sample(&[sink], queue_number(name, counters));
+                }
+            }
+            name => {
+                for direction in DIRECTIONS {
+                    let label = direction.as_str();
+                    let closed = |of: &DirectionMetrics| of.closed.iter().map(|count| count.load(Relaxed)).sum::<u64>();
+                    match name {
+                        "picket_connections_opened_total" => {
+                            family.sample(&[label], sum(direction, &|of| of.opened.load(Relaxed)));
+                        }
+                        "picket_connections_open" => {
+                            family.sample(&[label], sum(direction, &|of| of.opened.load(Relaxed).saturating_sub(closed(of))));
+                        }
+                        "picket_bytes_from_client_total" => {
+                            family.sample(&[label], sum(direction, &|of| of.from_client.load(Relaxed)));
+                        }
+                        "picket_bytes_from_server_total" => {
+                            family.sample(&[label], sum(direction, &|of| of.from_server.load(Relaxed)));
+                        }
+                        "picket_requests_total" => {
+                            for (at, class) in STATUS_CLASSES.iter().enumerate() {
+                                family.sample(&[label, class], sum(direction, &|of| of.requests[at].load(Relaxed)));
+                            }
+                        }
+                        _ => {
+                            let closing = name == "picket_connections_closed_total";
+                            for (at, code) in Code::ALL.iter().enumerate() {
+                                let of = |of: &DirectionMetrics| if closing { &of.closed } else { &of.request_endings }[at].load(Relaxed);
+                                match sum(direction, &of) {
+                                    0 if *code != Code::Ok => {}
+                                    count => {
+                                        family.sample(&[label, code.as_str()], count);
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn queue_number(name: &str, counters: &export::Counters) -> u64 {
+    match name {
+        "picket_records_dropped_total" => counters.dropped(),
+        "picket_records_acknowledged_total" => counters.acknowledged(),
+        "picket_records_rejected_total" => counters.rejected(),
+        "picket_record_queue_bytes" => counters.queued_bytes(),
+        _ => counters.limit_bytes(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_catalogue_follows_the_grammar_and_its_page_is_fresh() {
+        telemetry::metrics::check(CATALOGUE).unwrap();
+        let page = include_str!("../../docs/reference/metrics.md");
+        let table = telemetry::metrics::table(CATALOGUE);
+        assert!(page.contains(&table), "docs/reference/metrics.md wants:\n{table}");
+    }
+
+    #[test]
+    fn what_was_counted_is_shown() {
+        let worker = Arc::new(WorkerMetrics::default());
+        worker.connection_opened(Direction::Inbound);
+        worker.connection_opened(Direction::Inbound);
+        worker.connection_closed(Direction::Inbound, Code::ServerReset);
+        worker.request(Direction::Outbound, Some(503), Code::NoEndpoint);
+        let around = Surroundings { connections_max: 5, sinks: &[], certificate_remaining: 7, renewals: (1, 2), discovery_age: 3 };
+        let mut text = String::new();
+        render(&[worker], &around, &mut text);
+        for line in [
+            "picket_connections_open{direction=\"inbound\"} 1",
+            "picket_connections_closed_total{direction=\"inbound\",code=\"server_reset\"} 1",
+            "picket_requests_total{direction=\"outbound\",status_class=\"5xx\"} 1",
+            "picket_certificate_remaining_seconds 7",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+    }
+}
