@@ -36,7 +36,7 @@ pub struct Config {
     pub headers: Vec<(String, String)>,
     /// How long one call may take.
     pub timeout: Duration,
-    /// Roots of the collector's certificate, PEM; needed for `https`.
+    /// Roots of the collector's certificate, PEM; `https` needs them.
     pub roots: Option<PathBuf>,
     /// Attributes of the resource.
     pub resource: Vec<(String, String)>,
@@ -92,7 +92,11 @@ impl Shipper {
             value.set_sensitive(true);
             metadata.insert(key, value);
         }
-        let endpoint = endpoint.connect_timeout(config.timeout);
+        // A connection that went dead without a word is noticed and made again.
+        let endpoint = endpoint
+            .connect_timeout(config.timeout)
+            .http2_keep_alive_interval(config.timeout)
+            .keep_alive_timeout(config.timeout);
         Ok(Self { endpoint, metadata, timeout: config.timeout, resource: resource(&config.resource) })
     }
 
@@ -145,9 +149,14 @@ impl Shipper {
         loop {
             match self.call(channel, body.clone()).await {
                 Ok(answer) => {
-                    let refused = answer.partial_success.as_ref().map_or(0, |partial| partial.rejected_log_records.max(0) as u64);
+                    let refused =
+                        answer.partial_success.as_ref().map_or(0, |partial| partial.rejected_log_records.max(0) as u64);
                     if let Some(partial) = answer.partial_success.filter(|_| refused > 0) {
-                        tracing::warn!(records = refused, message = partial.error_message, "the collector refused records");
+                        tracing::warn!(
+                            records = refused,
+                            message = partial.error_message,
+                            "the collector refused records"
+                        );
                     }
                     counters.reject(refused.min(records));
                     counters.acknowledge(records.saturating_sub(refused));
@@ -204,13 +213,25 @@ impl Shipper {
 /// How long to wait before the next try, or `None` when there must be none.
 fn retry_after(status: &Status) -> Option<Duration> {
     match status.code() {
-        Code::Cancelled | Code::DeadlineExceeded | Code::Aborted | Code::OutOfRange | Code::Unavailable | Code::DataLoss => {
-            Some(retry_info(status).unwrap_or_default())
-        }
+        Code::Cancelled
+        | Code::DeadlineExceeded
+        | Code::Aborted
+        | Code::OutOfRange
+        | Code::Unavailable
+        | Code::DataLoss => Some(retry_info(status).unwrap_or_default()),
         Code::ResourceExhausted => retry_info(status),
         // A connection that broke in the middle.
         Code::Unknown | Code::Internal if std::error::Error::source(status).is_some() => Some(Duration::ZERO),
-        _ => None,
+        Code::Ok
+        | Code::Unknown
+        | Code::InvalidArgument
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::PermissionDenied
+        | Code::FailedPrecondition
+        | Code::Unimplemented
+        | Code::Internal
+        | Code::Unauthenticated => None,
     }
 }
 

@@ -220,7 +220,10 @@ mod tests {
         let (sender, mut receiver) = queue(100);
         assert_eq!(sender.send(batch(3, 60)), Ok(()));
         assert_eq!(sender.send(batch(5, 60)), Err(Full));
-        assert_eq!((sender.counters().written(), sender.counters().dropped(), sender.counters().queued_bytes()), (3, 5, 60));
+        assert_eq!(
+            (sender.counters().written(), sender.counters().dropped(), sender.counters().queued_bytes()),
+            (3, 5, 60)
+        );
         assert_eq!(receiver.try_recv().unwrap().records, 3);
         assert_eq!(sender.send(batch(5, 60)), Ok(()));
     }

@@ -13,8 +13,8 @@ use std::{
 
 use identity::SpiffeId;
 use record::{
-    ClosedBy, Code, Connection, Context, ContextAttributes, Decision, DetectedBy, Direction, EstablishedBy, HttpVersion,
-    Protocol, Request, State, Tls, Uid,
+    ClosedBy, Code, Connection, Context, ContextAttributes, Decision, DetectedBy, Direction, EstablishedBy,
+    HttpVersion, Protocol, Request, State, Tls, Uid,
 };
 
 use crate::{
@@ -91,8 +91,10 @@ pub struct Facts {
 
 impl Facts {
     fn encode(&self, upstream: Option<&Upstream>) -> ContextAttributes {
-        let server_identity = upstream.and_then(|upstream| upstream.identity.as_ref()).or(self.server_identity.as_ref());
-        let server_workload = upstream.and_then(|upstream| upstream.workload.as_deref()).or(self.server_workload.as_deref());
+        let server_identity =
+            upstream.and_then(|upstream| upstream.identity.as_ref()).or(self.server_identity.as_ref());
+        let server_workload =
+            upstream.and_then(|upstream| upstream.workload.as_deref()).or(self.server_workload.as_deref());
         let tls = self.tls.as_ref().or(upstream.and_then(|upstream| upstream.tls.as_ref()));
         let decided_here = self.direction == Direction::Inbound || self.decision == Decision::Refused;
         let (decision, decision_reason) = match upstream {
@@ -293,7 +295,13 @@ pub struct RequestAccount {
 
 impl RequestAccount {
     /// Opens the account of a request whose head has come.
-    pub fn open(connection: &Rc<Account>, method: &str, path: &str, authority: Option<&str>, version: HttpVersion) -> Self {
+    pub fn open(
+        connection: &Rc<Account>,
+        method: &str,
+        path: &str,
+        authority: Option<&str>,
+        version: HttpVersion,
+    ) -> Self {
         connection.requests.set(connection.requests.get() + 1);
         Self {
             connection: Rc::clone(connection),

@@ -130,7 +130,8 @@ impl Sinks {
         let (sender, receiver) = export::queue(config.limits.record_queue_bytes);
         sinks.counters.push(("access_log", Arc::clone(sender.counters())));
         sinks.senders.push(sender);
-        sinks.access_log = Some(access_log::spawn(receiver, mode.clone(), config.access_log.format).map_err(Error::System)?);
+        sinks.access_log =
+            Some(access_log::spawn(receiver, mode.clone(), config.access_log.format).map_err(Error::System)?);
         let otlp = config.export.as_ref().map(|_| {
             let (sender, receiver) = export::queue(config.limits.record_queue_bytes);
             sinks.counters.push(("otlp", Arc::clone(sender.counters())));
@@ -146,7 +147,10 @@ fn start_worker(at: usize, parts: Parts, config: &Config) -> Result<JoinHandle<i
         let key = if port == config.outbound.port { "outbound.port" } else { "inbound.port" };
         Error::Port { key, port, source }
     })?;
-    std::thread::Builder::new().name(format!("worker-{at}")).spawn(move || worker::run(parts, listeners)).map_err(Error::System)
+    std::thread::Builder::new()
+        .name(format!("worker-{at}"))
+        .spawn(move || worker::run(parts, listeners))
+        .map_err(Error::System)
 }
 
 /// The control thread: everything that is not on the way of a connection.
@@ -159,8 +163,15 @@ async fn control(
     workers: Vec<JoinHandle<io::Result<()>>>,
     otlp: Option<export::Receiver>,
 ) -> Result<(), Error> {
-    let shipper = config.export.as_ref().map(|export| export::otlp::Shipper::new(shipping(export))).transpose().map_err(Error::Export)?;
-    let server = telemetry::admin::Server::bind(config.admin.address, config.admin.socket.as_deref()).await.map_err(Error::Admin)?;
+    let shipper = config
+        .export
+        .as_ref()
+        .map(|export| export::otlp::Shipper::new(shipping(export)))
+        .transpose()
+        .map_err(Error::Export)?;
+    let server = telemetry::admin::Server::bind(config.admin.address, config.admin.socket.as_deref())
+        .await
+        .map_err(Error::Admin)?;
     let background = [
         tokio::spawn(Arc::clone(&state.discovery).watch()),
         tokio::spawn(Arc::clone(&state.credentials).run()),
@@ -187,7 +198,8 @@ async fn control(
     tracing::info!(timeout = ?config.drain_timeout, "draining");
     // The receivers are gone only when every worker is.
     let _drained = signal.send(true);
-    let joined = tokio::task::spawn_blocking(move || workers.into_iter().map(JoinHandle::join).collect::<Vec<_>>()).await;
+    let joined =
+        tokio::task::spawn_blocking(move || workers.into_iter().map(JoinHandle::join).collect::<Vec<_>>()).await;
     for worker in joined.unwrap_or_default() {
         if let Ok(Err(error)) = worker {
             tracing::error!(%error, "a worker failed");
@@ -214,7 +226,9 @@ fn shipping(export: &crate::config::Export) -> export::otlp::Config {
         headers: export.headers.clone(),
         timeout: export.timeout,
         roots: export.roots.clone(),
-        resource: std::iter::once(("service.name".to_owned(), "picket-proxy".to_owned())).chain(export.resource.iter().cloned()).collect(),
+        resource: std::iter::once(("service.name".to_owned(), "picket-proxy".to_owned()))
+            .chain(export.resource.iter().cloned())
+            .collect(),
     }
 }
 

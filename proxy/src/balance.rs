@@ -44,7 +44,12 @@ pub struct InFlight {
 
 impl Balancer {
     /// Picks an endpoint that is not among `tried`, or `None` when all were.
-    pub fn pick(self: &Rc<Self>, endpoints: &[Arc<Endpoint>], tried: &[SocketAddr], now: Instant) -> Option<(Arc<Endpoint>, InFlight)> {
+    pub fn pick(
+        self: &Rc<Self>,
+        endpoints: &[Arc<Endpoint>],
+        tried: &[SocketAddr],
+        now: Instant,
+    ) -> Option<(Arc<Endpoint>, InFlight)> {
         let loads = self.loads.borrow();
         let load = |endpoint: &Endpoint| loads.get(&endpoint.address).copied().unwrap_or_default();
         let untried = |endpoint: &&Arc<Endpoint>| !tried.contains(&endpoint.address);
@@ -111,7 +116,8 @@ impl Drop for InFlight {
         let taken = self.started.elapsed().as_secs_f64();
         self.balancer.change(self.address, |load| {
             load.in_flight = load.in_flight.saturating_sub(1);
-            load.latency_seconds = if taken > load.latency_seconds { taken } else { load.latency_seconds * 0.9 + taken * 0.1 };
+            load.latency_seconds =
+                if taken > load.latency_seconds { taken } else { load.latency_seconds * 0.9 + taken * 0.1 };
         });
     }
 }

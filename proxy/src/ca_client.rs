@@ -6,7 +6,10 @@ use api::istio_ca::{IstioCertificateRequest, istio_certificate_service_client::I
 use hyper_util::rt::TokioIo;
 use identity::Store;
 use tokio::net::TcpStream;
-use tonic::{metadata::MetadataValue, transport::{Endpoint, Uri}};
+use tonic::{
+    metadata::MetadataValue,
+    transport::{Endpoint, Uri},
+};
 
 use crate::{config::Identity, credentials::Error};
 
@@ -14,7 +17,12 @@ use crate::{config::Identity, credentials::Error};
 ///
 /// # Errors
 /// What the connection or the CA says.
-pub async fn create_certificate(config: &Identity, store: &Arc<Store>, csr: String, token: &[u8]) -> Result<String, Error> {
+pub async fn create_certificate(
+    config: &Identity,
+    store: &Arc<Store>,
+    csr: String,
+    token: &[u8],
+) -> Result<String, Error> {
     let tls = Arc::new(identity::client_config(store, &config.ca_identity, b"h2"));
     let address = config.ca_address.clone();
     let connect = tower::service_fn(move |_: Uri| {

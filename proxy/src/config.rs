@@ -97,7 +97,7 @@ pub struct Identity {
 pub struct Export {
     /// `https://host:port`, or `http://host:port` for clear text.
     pub endpoint: String,
-    /// Roots to trust instead of the system's, PEM.
+    /// Roots of the collector's certificate, PEM; `https` needs them.
     pub roots: Option<PathBuf>,
     /// Headers for every call, such as an API key.
     pub headers: Vec<(String, String)>,
@@ -178,7 +178,8 @@ impl Config {
     }
 
     fn read(root: &Section<'_>) -> Result<Self, Noted> {
-        let trust_domain = root.required_with("trustDomain", "a trust domain such as example.org", |scalar| scalar.text()?.parse().ok());
+        let trust_domain = root
+            .required_with("trustDomain", "a trust domain such as example.org", |scalar| scalar.text()?.parse().ok());
         let outbound = Outbound { port: root.section("outbound").default("port", 15001) };
         let inbound = root.section("inbound");
         let words = [("permissive", Plaintext::Permissive), ("strict", Plaintext::Strict)];
@@ -227,15 +228,24 @@ impl Identity {
         let expected = "a SPIFFE ID such as spiffe://example.org/ns/picket-system/sa/picket-ca";
         let ca_identity = section.required_with("caIdentity", expected, |scalar| scalar.text()?.parse().ok());
         let token_file = section.required("tokenFile");
-        Ok(Self { ca_address: ca_address?.to_string(), ca_roots: ca_roots?, ca_identity: ca_identity?, token_file: token_file? })
+        Ok(Self {
+            ca_address: ca_address?.to_string(),
+            ca_roots: ca_roots?,
+            ca_identity: ca_identity?,
+            token_file: token_file?,
+        })
     }
 }
 
 impl Export {
     fn read(section: &Section<'_>) -> Result<Self, Noted> {
-        let endpoint = section.required_with("endpoint", "https://host:port, or http://host:port for clear text", |scalar| {
-            scalar.text().filter(|text| text.starts_with("https://") || text.starts_with("http://")).map(str::to_owned)
-        });
+        let endpoint =
+            section.required_with("endpoint", "https://host:port, or http://host:port for clear text", |scalar| {
+                scalar
+                    .text()
+                    .filter(|text| text.starts_with("https://") || text.starts_with("http://"))
+                    .map(str::to_owned)
+            });
         let (headers, resource) = (section.map::<String>("headers"), section.map::<String>("resource"));
         Ok(Self {
             roots: section.optional("roots"),
@@ -251,7 +261,10 @@ impl AccessLog {
     fn read(section: &Section<'_>) -> Self {
         let modes = [("off", Mode::Off), ("errors", Mode::Errors), ("all", Mode::All)];
         let formats = [("text", LineFormat::Text), ("json", LineFormat::Json)];
-        Self { mode: section.one_of("mode", &modes, Mode::Errors), format: section.one_of("format", &formats, LineFormat::Text) }
+        Self {
+            mode: section.one_of("mode", &modes, Mode::Errors),
+            format: section.one_of("format", &formats, LineFormat::Text),
+        }
     }
 }
 
@@ -259,7 +272,10 @@ impl Log {
     fn read(section: &Section<'_>) -> Self {
         use telemetry::log::Format;
         let formats = [("text", Format::Text), ("json", Format::Json)];
-        Self { level: section.default("level", "info".to_owned()), format: section.one_of("format", &formats, Format::Text) }
+        Self {
+            level: section.default("level", "info".to_owned()),
+            format: section.one_of("format", &formats, Format::Text),
+        }
     }
 }
 
@@ -303,7 +319,10 @@ mod tests {
     #[test]
     fn the_example_is_whole_and_valid() {
         let config = load(EXAMPLE, &[]).unwrap();
-        assert_eq!((config.outbound.port, config.inbound.port, config.inbound.plaintext), (15001, 15006, Plaintext::Permissive));
+        assert_eq!(
+            (config.outbound.port, config.inbound.port, config.inbound.plaintext),
+            (15001, 15006, Plaintext::Permissive)
+        );
         assert_eq!(config.detect.server_first_ports, SERVER_FIRST_PORTS);
         assert_eq!(config.limits.request_head_bytes, 65536);
     }

@@ -125,7 +125,9 @@ impl Connector {
     /// Closes what was kept for too long or has ended meanwhile.
     pub fn sweep(&self, now: Instant) {
         self.idle.borrow_mut().retain(|_, kept| {
-            kept.retain_mut(|idle| now.saturating_duration_since(idle.since) < IDLE_TIMEOUT && is_open(&mut idle.connected));
+            kept.retain_mut(|idle| {
+                now.saturating_duration_since(idle.since) < IDLE_TIMEOUT && is_open(&mut idle.connected)
+            });
             !kept.is_empty()
         });
     }
@@ -143,9 +145,12 @@ impl Connector {
             Target::Discovered(destination) => destination,
         };
         let mut tried = Vec::new();
-        let mut last = ConnectionError::NoEndpoint(destination.service.as_deref().unwrap_or("the destination").to_owned());
+        let mut last =
+            ConnectionError::NoEndpoint(destination.service.as_deref().unwrap_or("the destination").to_owned());
         while tried.len() < ATTEMPTS_MAX {
-            let Some((endpoint, in_flight)) = self.balancer.pick(&destination.endpoints, &tried, Instant::now()) else { break };
+            let Some((endpoint, in_flight)) = self.balancer.pick(&destination.endpoints, &tried, Instant::now()) else {
+                break;
+            };
             if reuse && let Some(mut connected) = self.kept(&endpoint) {
                 connected.in_flight = Some(in_flight);
                 return Ok(connected);
@@ -181,14 +186,24 @@ impl Connector {
     async fn dial(&self, endpoint: &Endpoint, alpn: &'static [u8]) -> Result<Connected, ConnectionError> {
         let workload = endpoint.workload.clone();
         let Some(identity) = &endpoint.identity else {
-            return self.plain(endpoint.address, workload, None, Decision::Passthrough, "the endpoint is not in the mesh").await;
+            return self
+                .plain(endpoint.address, workload, None, Decision::Passthrough, "the endpoint is not in the mesh")
+                .await;
         };
         let started = Instant::now();
         let socket = self.tcp(endpoint.address).await?;
         let connect = started.elapsed();
         if is_own_pod(&socket) {
             let identity = Some((identity.clone(), EstablishedBy::Discovery));
-            return Ok(plain(socket, endpoint.address, workload, identity, Decision::Local, "the endpoint is this pod", connect));
+            return Ok(plain(
+                socket,
+                endpoint.address,
+                workload,
+                identity,
+                Decision::Local,
+                "the endpoint is this pod",
+                connect,
+            ));
         }
         if self.store.current().is_none() {
             return Err(ConnectionError::CredentialsUnavailable);
@@ -285,7 +300,8 @@ fn is_open(connected: &mut Connected) -> bool {
 
 /// No delay for small writes; a peer that vanished is noticed within two minutes.
 pub fn tune(socket: &TcpStream) {
-    let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15)).with_retries(4);
+    let keepalive =
+        TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15)).with_retries(4);
     // A socket that refuses an option is about to fail by itself; its reader reports that.
     let _delay = socket.set_nodelay(true);
     let _keepalive = SockRef::from(socket).set_tcp_keepalive(&keepalive);

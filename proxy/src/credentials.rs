@@ -124,7 +124,10 @@ impl Credentials {
         self.store.set_bundle(bundle);
         let token = read(&self.config.token_file)?;
         let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(Error::Request)?;
-        let request = rcgen::CertificateParams::default().serialize_request(&key).and_then(|request| request.pem()).map_err(Error::Request)?;
+        let request = rcgen::CertificateParams::default()
+            .serialize_request(&key)
+            .and_then(|request| request.pem())
+            .map_err(Error::Request)?;
         let chain = crate::ca_client::create_certificate(&self.config, &self.store, request, &token).await?;
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let credentials = identity::Credentials::from_pem(chain.as_bytes(), key).map_err(Error::Answer)?;

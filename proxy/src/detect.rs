@@ -93,7 +93,13 @@ fn guess(bytes: &[u8], last: bool) -> Option<(Protocol, Option<Hello>)> {
     let preface = bytes.len().min(HTTP2_PREFACE.len());
     if bytes[..preface] == HTTP2_PREFACE[..preface] {
         // 18 bytes: nothing else begins like that.
-        return if preface >= 18 { Some((Protocol::Http2, None)) } else if last { tcp } else { None };
+        return if preface >= 18 {
+            Some((Protocol::Http2, None))
+        } else if last {
+            tcp
+        } else {
+            None
+        };
     }
     match http1(bytes) {
         Some(true) => Some((Protocol::Http1, None)),
@@ -168,11 +174,13 @@ mod tests {
 
     #[test]
     fn a_client_hello_is_read_also_in_pieces() {
-        let config = rustls::ClientConfig::builder_with_provider(std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(rustls::RootCertStore::empty())
-            .with_no_client_auth();
+        let config = rustls::ClientConfig::builder_with_provider(std::sync::Arc::new(
+            rustls::crypto::aws_lc_rs::default_provider(),
+        ))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
         let mut config = config;
         config.alpn_protocols = vec![b"picket/h2".to_vec()];
         let mut client = rustls::ClientConnection::new(config.into(), "web.demo".try_into().unwrap()).unwrap();

@@ -186,7 +186,7 @@ impl FileDiscovery {
 fn read(path: &Path) -> Result<String, Error> {
     let read = || {
         let length = std::fs::metadata(path)?.len();
-        if length > settings::FILE_LIMIT_BYTES as u64 {
+        if length > settings::FILE_LIMIT_BYTES {
             return Err(std::io::Error::other(format!("{length} bytes, more than {}", settings::FILE_LIMIT_BYTES)));
         }
         std::fs::read_to_string(path)
@@ -232,11 +232,14 @@ fn read_service(section: &Section<'_>, snapshot: &mut Snapshot) -> Result<(), No
     for port in &ports {
         let at = |family_of: &IpAddr| -> Arc<[Arc<Endpoint>]> {
             let family = |address: &&IpAddr| address.is_ipv4() == family_of.is_ipv4();
-            let all = endpoints.iter().flat_map(|(addresses, workload)| addresses.iter().filter(family).map(move |a| (a, workload)));
+            let all = endpoints
+                .iter()
+                .flat_map(|(addresses, workload)| addresses.iter().filter(family).map(move |a| (a, workload)));
             all.map(|(address, workload)| Arc::new(endpoint(*address, port.target, workload))).collect()
         };
         for address in &addresses {
-            let destination = Destination { service: Some(service.clone()), protocol: port.protocol, endpoints: at(address) };
+            let destination =
+                Destination { service: Some(service.clone()), protocol: port.protocol, endpoints: at(address) };
             snapshot.destinations.insert(SocketAddr::new(*address, port.port), destination);
         }
         for (address, workload) in endpoints.iter().flat_map(|(all, workload)| all.iter().map(move |a| (a, workload))) {
@@ -277,9 +280,10 @@ fn read_port(section: &Section<'_>) -> Result<Port, Noted> {
 fn read_endpoint(section: &Section<'_>) -> Result<(Vec<IpAddr>, Workload), Noted> {
     let addresses = section.list::<IpAddr>("addresses");
     let name = section.optional::<String>("workload");
-    let identity = section.optional_with("identity", "a SPIFFE ID such as spiffe://example.org/ns/demo/sa/web", |scalar| {
-        scalar.text()?.parse().ok()
-    });
+    let identity =
+        section.optional_with("identity", "a SPIFFE ID such as spiffe://example.org/ns/demo/sa/web", |scalar| {
+            scalar.text()?.parse().ok()
+        });
     let first = addresses.first().ok_or_else(|| section.refuse("addresses", "at least one IP address"))?;
     let name = name.unwrap_or_else(|| first.to_string()).into();
     Ok((addresses, Workload { name, identity }))

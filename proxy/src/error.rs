@@ -105,11 +105,16 @@ fn is_reset(error: &io::Error) -> bool {
 }
 
 fn connect_code(error: &io::Error) -> Code {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused => Code::ConnectRefused,
-        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => Code::ConnectUnreachable,
-        io::ErrorKind::TimedOut => Code::ConnectTimeout,
-        _ => Code::ConnectFailed,
+    use io::ErrorKind;
+    let kind = error.kind();
+    if kind == ErrorKind::ConnectionRefused {
+        Code::ConnectRefused
+    } else if matches!(kind, ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable) {
+        Code::ConnectUnreachable
+    } else if kind == ErrorKind::TimedOut {
+        Code::ConnectTimeout
+    } else {
+        Code::ConnectFailed
     }
 }
 

@@ -73,7 +73,12 @@ async fn hello_or_silence(worker: &Worker, stream: TcpStream) -> Result<(TcpStre
 const SERVER_FIRST_PATIENCE: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// A client that proves who it is.
-async fn mesh(worker: &Worker, account: &Rc<Account>, stream: TcpStream, opening: Opening) -> Result<ClosedBy, ConnectionError> {
+async fn mesh(
+    worker: &Worker,
+    account: &Rc<Account>,
+    stream: TcpStream,
+    opening: Opening,
+) -> Result<ClosedBy, ConnectionError> {
     if worker.store.current().is_none() {
         return Err(ConnectionError::CredentialsUnavailable);
     }
@@ -103,7 +108,12 @@ async fn mesh(worker: &Worker, account: &Rc<Account>, stream: TcpStream, opening
 }
 
 /// A client that does not.
-async fn clear(worker: &Worker, account: &Rc<Account>, stream: TcpStream, opening: Opening) -> Result<ClosedBy, ConnectionError> {
+async fn clear(
+    worker: &Worker,
+    account: &Rc<Account>,
+    stream: TcpStream,
+    opening: Opening,
+) -> Result<ClosedBy, ConnectionError> {
     account.note(|facts| {
         facts.protocol = opening.protocol;
         facts.detected_by = opening.detected_by;

@@ -16,22 +16,76 @@ const STATUS_CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
 /// The catalogue, in the order of the documented table (docs/reference/metrics.md).
 pub const CATALOGUE: &[Metric] = &[
     metric("picket_connections_opened_total", Kind::Counter, "{connection}", &["direction"], "Connections accepted."),
-    metric("picket_connections_closed_total", Kind::Counter, "{connection}", &["direction", "code"], "Connections that ended, by code."),
+    metric(
+        "picket_connections_closed_total",
+        Kind::Counter,
+        "{connection}",
+        &["direction", "code"],
+        "Connections that ended, by code.",
+    ),
     metric("picket_connections_open", Kind::Gauge, "{connection}", &["direction"], "Connections that are open now."),
     metric("picket_connections_limit", Kind::Gauge, "{connection}", &[], "Connections that may be open at once."),
-    metric("picket_requests_total", Kind::Counter, "{request}", &["direction", "status_class"], "Requests, by class of their status."),
-    metric("picket_request_endings_total", Kind::Counter, "{request}", &["direction", "code"], "Requests that ended, by code."),
-    metric("picket_bytes_from_client_total", Kind::Counter, "By", &["direction"], "Bytes of applications towards servers."),
-    metric("picket_bytes_from_server_total", Kind::Counter, "By", &["direction"], "Bytes of applications towards clients."),
+    metric(
+        "picket_requests_total",
+        Kind::Counter,
+        "{request}",
+        &["direction", "status_class"],
+        "Requests, by class of their status.",
+    ),
+    metric(
+        "picket_request_endings_total",
+        Kind::Counter,
+        "{request}",
+        &["direction", "code"],
+        "Requests that ended, by code.",
+    ),
+    metric("picket_client_bytes_total", Kind::Counter, "By", &["direction"], "Bytes of applications towards servers."),
+    metric("picket_server_bytes_total", Kind::Counter, "By", &["direction"], "Bytes of applications towards clients."),
     metric("picket_records_written_total", Kind::Counter, "{record}", &[], "Records made."),
-    metric("picket_records_dropped_total", Kind::Counter, "{record}", &["sink"], "Records lost because a queue was full."),
-    metric("picket_records_acknowledged_total", Kind::Counter, "{record}", &["sink"], "Records that the sink has taken."),
-    metric("picket_records_rejected_total", Kind::Counter, "{record}", &["sink"], "Records that the collector refused for good."),
+    metric(
+        "picket_records_dropped_total",
+        Kind::Counter,
+        "{record}",
+        &["sink"],
+        "Records lost because a queue was full.",
+    ),
+    metric(
+        "picket_records_acknowledged_total",
+        Kind::Counter,
+        "{record}",
+        &["sink"],
+        "Records that the sink has taken.",
+    ),
+    metric(
+        "picket_records_rejected_total",
+        Kind::Counter,
+        "{record}",
+        &["sink"],
+        "Records that the collector refused for good.",
+    ),
     metric("picket_record_queue_bytes", Kind::Gauge, "By", &["sink"], "Bytes that wait in a queue."),
     metric("picket_record_queue_limit_bytes", Kind::Gauge, "By", &["sink"], "Bytes that may wait in a queue."),
-    metric("picket_certificate_remaining_seconds", Kind::Gauge, "s", &[], "Time until our certificate ends; 0 without one."),
-    metric("picket_certificate_renewals_total", Kind::Counter, "{renewal}", &["result"], "Attempts to get a certificate."),
-    metric("picket_discovery_age_seconds", Kind::Gauge, "s", &[], "Time since the discovery file was last read without a mistake."),
+    metric(
+        "picket_certificate_remaining_seconds",
+        Kind::Gauge,
+        "s",
+        &[],
+        "Time until our certificate ends; 0 without one.",
+    ),
+    metric(
+        "picket_certificate_renewals_total",
+        Kind::Counter,
+        "{renewal}",
+        &["result"],
+        "Attempts to get a certificate.",
+    ),
+    metric(
+        "picket_discovery_age_seconds",
+        Kind::Gauge,
+        "s",
+        &[],
+        "Time since the discovery file was last read without a mistake.",
+    ),
 ];
 
 const fn metric(
@@ -65,7 +119,14 @@ impl Default for DirectionMetrics {
     fn default() -> Self {
         let codes = || std::array::from_fn(|_| AtomicU64::new(0));
         let (opened, from_client, from_server) = Default::default();
-        Self { opened, closed: codes(), request_endings: codes(), requests: Default::default(), from_client, from_server }
+        Self {
+            opened,
+            closed: codes(),
+            request_endings: codes(),
+            requests: Default::default(),
+            from_client,
+            from_server,
+        }
     }
 }
 
@@ -156,12 +217,15 @@ pub fn render(workers: &[Arc<WorkerMetrics>], around: &Surroundings<'_>, out: &m
                             family.sample(&[label], sum(direction, &|of| of.opened.load(Relaxed)));
                         }
                         "picket_connections_open" => {
-                            family.sample(&[label], sum(direction, &|of| of.opened.load(Relaxed).saturating_sub(closed(of))));
+                            family.sample(
+                                &[label],
+                                sum(direction, &|of| of.opened.load(Relaxed).saturating_sub(closed(of))),
+                            );
                         }
-                        "picket_bytes_from_client_total" => {
+                        "picket_client_bytes_total" => {
                             family.sample(&[label], sum(direction, &|of| of.from_client.load(Relaxed)));
                         }
-                        "picket_bytes_from_server_total" => {
+                        "picket_server_bytes_total" => {
                             family.sample(&[label], sum(direction, &|of| of.from_server.load(Relaxed)));
                         }
                         "picket_requests_total" => {
@@ -172,7 +236,10 @@ pub fn render(workers: &[Arc<WorkerMetrics>], around: &Surroundings<'_>, out: &m
                         _ => {
                             let closing = name == "picket_connections_closed_total";
                             for (at, code) in Code::ALL.iter().enumerate() {
-                                let of = |of: &DirectionMetrics| if closing { &of.closed } else { &of.request_endings }[at].load(Relaxed);
+                                let of = |of: &DirectionMetrics| {
+                                    let counts = if closing { &of.closed } else { &of.request_endings };
+                                    counts[at].load(Relaxed)
+                                };
                                 match sum(direction, &of) {
                                     0 if *code != Code::Ok => {}
                                     count => {
@@ -217,7 +284,13 @@ mod tests {
         worker.connection_opened(Direction::Inbound);
         worker.connection_closed(Direction::Inbound, Code::ServerReset);
         worker.request(Direction::Outbound, Some(503), Code::NoEndpoint);
-        let around = Surroundings { connections_max: 5, sinks: &[], certificate_remaining: 7, renewals: (1, 2), discovery_age: 3 };
+        let around = Surroundings {
+            connections_max: 5,
+            sinks: &[],
+            certificate_remaining: 7,
+            renewals: (1, 2),
+            discovery_age: 3,
+        };
         let mut text = String::new();
         render(&[worker], &around, &mut text);
         for line in [

@@ -115,7 +115,11 @@ impl Stream {
     ///
     /// # Errors
     /// Those of the socket and of TLS. A TLS stream that ends without close_notify ends like a TCP stream.
-    pub fn poll_read_with<T>(&mut self, cx: &mut Context<'_>, take: impl FnOnce(&mut Context<'_>, &[u8]) -> T) -> Poll<io::Result<T>> {
+    pub fn poll_read_with<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        take: impl FnOnce(&mut Context<'_>, &[u8]) -> T,
+    ) -> Poll<io::Result<T>> {
         SCRATCH.with_borrow_mut(|scratch| {
             let mut buf = ReadBuf::new(scratch);
             match ready!(Pin::new(self).poll_read(cx, &mut buf)) {

@@ -126,7 +126,8 @@ pub fn run(parts: Parts, listeners: Listeners) -> io::Result<()> {
     let local = tokio::task::LocalSet::new();
     let journal = Journal::new(parts.sinks, parts.metrics, parts.seed);
     let limits = &parts.config.limits;
-    let connector = Rc::new(Connector::new(Arc::clone(&parts.store), limits.connect_timeout, limits.tls_handshake_timeout));
+    let connector =
+        Rc::new(Connector::new(Arc::clone(&parts.store), limits.connect_timeout, limits.tls_handshake_timeout));
     let worker = Rc::new(Worker {
         connections_max: limits.connections.div_ceil(parts.config.workers).max(1),
         acceptor: TlsAcceptor::from(parts.tls),
@@ -234,7 +235,12 @@ async fn connection(worker: &Worker, direction: Direction, stream: TcpStream, so
     }
 }
 
-async fn steps(worker: &Worker, direction: Direction, account: &Rc<Account>, stream: TcpStream) -> Result<ClosedBy, ConnectionError> {
+async fn steps(
+    worker: &Worker,
+    direction: Direction,
+    account: &Rc<Account>,
+    stream: TcpStream,
+) -> Result<ClosedBy, ConnectionError> {
     match direction {
         Direction::Inbound => Box::pin(inbound::serve(worker, account, stream)).await,
         Direction::Outbound => Box::pin(outbound::serve(worker, account, stream)).await,

@@ -144,7 +144,9 @@ impl Body {
     }
 
     fn size_digit(&mut self, byte: u8, digits: u8) -> Result<State, Malformed> {
-        let Some(digit) = char::from(byte).to_digit(16) else { return Err(Malformed("a chunk size that is not hexadecimal")) };
+        let Some(digit) = char::from(byte).to_digit(16) else {
+            return Err(Malformed("a chunk size that is not hexadecimal"));
+        };
         if digits == 15 {
             return Err(Malformed("a chunk size of more than 15 digits"));
         }
@@ -154,7 +156,11 @@ impl Body {
 
     fn trailer_byte(&mut self) -> Result<State, Malformed> {
         self.trailers += 1;
-        if self.trailers > TRAILER_BYTES_MAX { Err(Malformed("trailer fields over 64 KiB")) } else { Ok(State::Trailer) }
+        if self.trailers > TRAILER_BYTES_MAX {
+            Err(Malformed("trailer fields over 64 KiB"))
+        } else {
+            Ok(State::Trailer)
+        }
     }
 }
 
@@ -182,8 +188,19 @@ mod tests {
     #[test]
     fn chunks_in_doubt_are_refused() {
         for input in [
-            "5\nhello", "\r\n", "5 \r\nhello", "-5\r\n", "0x5\r\n", "5\r\nhelloX\r\n", "5\r\nhello\n0\r\n\r\n", "5;a\nb\r\nhello",
-            "5;a\rb", "ffffffffffffffff\r\n", "0\r\n X: y\r\n\r\n", "0\r\nX: y\n\r\n", "0\r\n:\r\n\r\n",
+            "5\nhello",
+            "\r\n",
+            "5 \r\nhello",
+            "-5\r\n",
+            "0x5\r\n",
+            "5\r\nhelloX\r\n",
+            "5\r\nhello\n0\r\n\r\n",
+            "5;a\nb\r\nhello",
+            "5;a\rb",
+            "ffffffffffffffff\r\n",
+            "0\r\n X: y\r\n\r\n",
+            "0\r\nX: y\n\r\n",
+            "0\r\n:\r\n\r\n",
         ] {
             assert!(check(input).is_err(), "{input:?}");
         }

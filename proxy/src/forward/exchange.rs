@@ -99,9 +99,18 @@ impl<'a> Exchange<'a> {
     ///
     /// # Cancellation
     /// As after an error.
-    pub async fn run(&mut self, client: &mut Stream, rest: &mut Vec<u8>, server: &mut Connected) -> Result<Exchanged, Broken> {
+    pub async fn run(
+        &mut self,
+        client: &mut Stream,
+        rest: &mut Vec<u8>,
+        server: &mut Connected,
+    ) -> Result<Exchanged, Broken> {
         poll_fn(|cx| {
-            let upward = if self.up_abandoned { Poll::Ready(Ok(())) } else { self.poll_up(cx, client, rest, &mut server.stream) };
+            let upward = if self.up_abandoned {
+                Poll::Ready(Ok(()))
+            } else {
+                self.poll_up(cx, client, rest, &mut server.stream)
+            };
             if let Poll::Ready(Err(broken)) = upward {
                 match broken {
                     // A server may answer and close before it has read everything: the answer counts.
@@ -149,7 +158,12 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    fn poll_down(&mut self, cx: &mut Context<'_>, client: &mut Stream, server: &mut Connected) -> Poll<Result<(), Broken>> {
+    fn poll_down(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: &mut Stream,
+        server: &mut Connected,
+    ) -> Poll<Result<(), Broken>> {
         loop {
             while self.response.is_none() && self.take_head(&mut server.buffer)? {}
             if self.response.is_some() && !server.buffer.is_empty() && !self.down.is_done() {
@@ -173,7 +187,12 @@ impl<'a> Exchange<'a> {
     }
 
     /// Reads once from the server: into the head's buffer, or as body straight to the client.
-    fn poll_read(&mut self, cx: &mut Context<'_>, client: &mut Stream, server: &mut Connected) -> Poll<Result<usize, Broken>> {
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: &mut Stream,
+        server: &mut Connected,
+    ) -> Poll<Result<usize, Broken>> {
         let (down, pending, has_head) = (&mut self.down, &mut self.down_pending, self.response.is_some());
         let buffer = &mut server.buffer;
         let read = server.stream.poll_read_with(cx, |cx, bytes| -> Result<usize, Broken> {
@@ -196,15 +215,21 @@ impl<'a> Exchange<'a> {
     /// Takes one head from `buffer`, if a whole one is there.
     fn take_head(&mut self, buffer: &mut Vec<u8>) -> Result<bool, Broken> {
         let as_response = |refusal: Refusal| {
-            let code = if refusal.code == Code::RequestHeadTooLarge { Code::ResponseHeadTooLarge } else { Code::ResponseMalformed };
+            let code = if refusal.code == Code::RequestHeadTooLarge {
+                Code::ResponseHeadTooLarge
+            } else {
+                Code::ResponseMalformed
+            };
             Broken::Response(Refusal { code, detail: refusal.detail })
         };
         let Some(end) = head::find_end(buffer, self.head_bytes_max).map_err(as_response)? else { return Ok(false) };
-        let response = head::response(&buffer[..end], self.request, self.close, self.down_pending.buffer()).map_err(|refusal| {
-            // What was written of the refused head must not reach the client.
-            self.down_pending.buffer().clear();
-            Broken::Response(refusal)
-        })?;
+        let response = head::response(&buffer[..end], self.request, self.close, self.down_pending.buffer()).map_err(
+            |refusal| {
+                // What was written of the refused head must not reach the client.
+                self.down_pending.buffer().clear();
+                Broken::Response(refusal)
+            },
+        )?;
         buffer.drain(..end);
         if !response.is_interim() {
             self.down = Body::new(response.framing);

@@ -184,14 +184,23 @@ pub fn response(bytes: &[u8], request: &RequestHead, close: bool, out: &mut Vec<
         return refuse(Code::ResponseMalformed, "101 without a request for an upgrade");
     }
     out.extend_from_slice(if minor_version == 0 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
-    out.extend_from_slice(&[b'0' + (status / 100) as u8, b'0' + (status / 10 % 10) as u8, b'0' + (status % 10) as u8, b' ']);
+    out.extend_from_slice(&[
+        b'0' + (status / 100) as u8,
+        b'0' + (status / 10 % 10) as u8,
+        b'0' + (status % 10) as u8,
+        b' ',
+    ]);
     out.extend_from_slice(parsed.reason.unwrap_or_default().as_bytes());
     out.extend_from_slice(b"\r\n");
     if close && status >= 200 {
         out.extend_from_slice(b"connection: close\r\n");
     }
     fields.write(parsed.headers, upgrade, out);
-    Ok(ResponseHead { status, framing, keep_alive: minor_version == 1 && !fields.close && framing != Framing::UntilClose })
+    Ok(ResponseHead {
+        status,
+        framing,
+        keep_alive: minor_version == 1 && !fields.close && framing != Framing::UntilClose,
+    })
 }
 
 /// Checks a request target (RFC 9112 section 3.2): the path without query, and the authority of an absolute form.
@@ -321,7 +330,8 @@ impl<'a> Fields<'a> {
     fn is_hop_by_hop(&self, name: &str) -> bool {
         const ALWAYS: [&str; 5] = ["connection", "keep-alive", "proxy-connection", "upgrade", "http2-settings"];
         ALWAYS.iter().any(|known| name.eq_ignore_ascii_case(known))
-            || (self.connection.iter().any(|option| name.eq_ignore_ascii_case(option)) && !name.eq_ignore_ascii_case("te"))
+            || (self.connection.iter().any(|option| name.eq_ignore_ascii_case(option))
+                && !name.eq_ignore_ascii_case("te"))
     }
 
     fn write(&self, fields: &[httparse::Header<'_>], upgrade: Option<&str>, out: &mut Vec<u8>) {
@@ -348,7 +358,8 @@ impl<'a> Fields<'a> {
 
 /// Digits only: no sign, no list, no space (RFC 9110 section 8.6).
 fn decimal(value: &[u8]) -> Result<u64, Refusal> {
-    let number = std::str::from_utf8(value).ok().filter(|text| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()));
+    let number =
+        std::str::from_utf8(value).ok().filter(|text| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()));
     match number.and_then(|text| text.parse().ok()) {
         Some(number) => Ok(number),
         None => refuse(Code::RequestAmbiguous, "Content-Length is not one decimal number"),
@@ -384,11 +395,20 @@ mod tests {
     #[test]
     fn what_is_in_doubt_is_refused() {
         let cases: &[(&str, Code)] = &[
-            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n", Code::RequestAmbiguous),
-            ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n", Code::RequestAmbiguous),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
+                Code::RequestAmbiguous,
+            ),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n",
+                Code::RequestAmbiguous,
+            ),
             ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, chunked\r\n\r\n", Code::RequestAmbiguous),
             ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: cow, chunked\r\n\r\n", Code::RequestAmbiguous),
-            ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", Code::RequestAmbiguous),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+                Code::RequestAmbiguous,
+            ),
             ("POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", Code::RequestAmbiguous),
             ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\n", Code::RequestAmbiguous),
             ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +3\r\n\r\n", Code::RequestAmbiguous),
@@ -409,7 +429,10 @@ mod tests {
             ("GET / HTTP/1.1\r\nHost: a\r\n: a\r\n\r\n", Code::RequestMalformed),
             ("GET / HTTP/2.0\r\nHost: a\r\n\r\n", Code::RequestVersionUnsupported),
             ("GET / HTTP/1.1\r\nHost: a\r\nConnection: content-length\r\n\r\n", Code::RequestAmbiguous),
-            ("POST / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\nContent-Length: 4\r\n\r\n", Code::RequestAmbiguous),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\nContent-Length: 4\r\n\r\n",
+                Code::RequestAmbiguous,
+            ),
         ];
         for (input, code) in cases {
             assert_eq!(check(input).map(|(head, _)| head).unwrap_err(), *code, "{input:?}");
@@ -428,7 +451,8 @@ mod tests {
 
     #[test]
     fn an_upgrade_goes_on_but_h2c_does_not() {
-        let (head, out) = check("GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n").unwrap();
+        let (head, out) =
+            check("GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n").unwrap();
         assert_eq!(head.upgrade.as_deref(), Some("websocket"));
         assert!(out.ends_with("connection: upgrade\r\nupgrade: websocket\r\n\r\n"));
         let (head, out) =

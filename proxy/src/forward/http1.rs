@@ -90,7 +90,9 @@ impl Session<'_> {
 
     async fn complete_head(&mut self) -> Result<usize, ConnectionError> {
         loop {
-            if let Some(end) = head::find_end(&self.buffer, self.hop.head_bytes_max).map_err(ConnectionError::Refused)? {
+            if let Some(end) =
+                head::find_end(&self.buffer, self.hop.head_bytes_max).map_err(ConnectionError::Refused)?
+            {
                 return Ok(end);
             }
             match self.client.fill(&mut self.buffer).await {
@@ -266,7 +268,12 @@ impl Session<'_> {
     }
 
     /// Ends a request that broke: with an answer, if none has begun.
-    async fn broken(&mut self, mut account: RequestAccount, broken: Broken, answered: bool) -> Result<ClosedBy, ConnectionError> {
+    async fn broken(
+        &mut self,
+        mut account: RequestAccount,
+        broken: Broken,
+        answered: bool,
+    ) -> Result<ClosedBy, ConnectionError> {
         let error = match broken {
             Broken::Client(error) if error.kind() == io::ErrorKind::UnexpectedEof => ConnectionError::ClientClosed,
             Broken::Client(error) => ConnectionError::Client(error),

@@ -3,14 +3,7 @@
 //! Data moves only as fast as its taker's window opens; resets go through in both directions; trailers are kept.
 //! Limits on streams, header size and resets are those of the crate `h2`, set here.
 
-use std::{
-    cell::RefCell,
-    collections::HashMap,
-    future::poll_fn,
-    net::SocketAddr,
-    rc::Rc,
-    time::Instant,
-};
+use std::{cell::RefCell, collections::HashMap, future::poll_fn, net::SocketAddr, rc::Rc, time::Instant};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream, client::SendRequest, server::SendResponse};
@@ -116,7 +109,11 @@ impl Servers {
             Target::Address(address, ..) => *address,
             // One connection for each service address and endpoint choice; the endpoint is chosen when it is made.
             Target::Discovered(destination) => match destination.endpoints.len() {
-                0 => return Err(ConnectionError::NoEndpoint(destination.service.as_deref().unwrap_or("the destination").to_owned())),
+                0 => {
+                    return Err(ConnectionError::NoEndpoint(
+                        destination.service.as_deref().unwrap_or("the destination").to_owned(),
+                    ));
+                }
                 n => destination.endpoints[self.next(n)].address,
             },
         };
@@ -194,7 +191,8 @@ async fn stream(hop: &Hop, own: &Rc<Servers>, request: Request<RecvStream>, mut 
 fn open(hop: &Hop, request: &Request<RecvStream>) -> RequestAccount {
     let uri = request.uri();
     let authority = uri.authority().map(http::uri::Authority::as_str);
-    let mut account = RequestAccount::open(&hop.account, request.method().as_str(), uri.path(), authority, HttpVersion::Http2);
+    let mut account =
+        RequestAccount::open(&hop.account, request.method().as_str(), uri.path(), authority, HttpVersion::Http2);
     let text = |name: &str| request.headers().get(name).map(http::HeaderValue::as_bytes);
     account.is_grpc = text("content-type").is_some_and(|value| value.starts_with(b"application/grpc"));
     account.trace = text("traceparent").and_then(super::head::trace_parent);
@@ -259,15 +257,15 @@ async fn forward(
     account.note_upstream(&upstream);
     let (head, mut body) = request.into_parts();
     let ends = body.is_end_stream();
-    let (response, mut to_server) = send.send_request(Request::from_parts(head, ()), ends).map_err(|error| Cut::server(&error))?;
+    let (response, mut to_server) =
+        send.send_request(Request::from_parts(head, ()), ends).map_err(|error| Cut::server(&error))?;
     drop(send);
     let (mut up_bytes, mut down_bytes) = (0, 0);
     let mut first_byte = None;
     let (mut status, mut grpc_status) = (None, None);
     let result = {
-        let upward = async {
-            if ends { Ok(()) } else { pump(&mut body, &mut to_server, &mut up_bytes).await.map(|_| ()) }
-        };
+        let upward =
+            async { if ends { Ok(()) } else { pump(&mut body, &mut to_server, &mut up_bytes).await.map(|_| ()) } };
         let downward = async {
             let response = tokio::select! {
                 response = response => response.map_err(|error| Cut::server(&error))?,
@@ -283,8 +281,11 @@ async fn forward(
             grpc_status = status_of_call(response.headers());
             let (head, mut body) = response.into_parts();
             let ends = body.is_end_stream();
-            let mut to_client = respond.send_response(Response::from_parts(head, ()), ends).map_err(|error| Cut::client(&error))?;
-            if !ends && let Some(trailers) = pump(&mut body, &mut to_client, &mut down_bytes).await.map_err(Cut::swapped)? {
+            let mut to_client =
+                respond.send_response(Response::from_parts(head, ()), ends).map_err(|error| Cut::client(&error))?;
+            if !ends
+                && let Some(trailers) = pump(&mut body, &mut to_client, &mut down_bytes).await.map_err(Cut::swapped)?
+            {
                 grpc_status = status_of_call(&trailers).or(grpc_status);
             }
             Ok(())
@@ -299,17 +300,20 @@ async fn forward(
 impl Cut {
     /// `pump` names its sides as for a request; in an answer they are the other way round.
     fn swapped(self) -> Self {
-        let code = match self.code {
-            Code::RequestCanceled | Code::ClientClosed | Code::Http2ProtocolError => Code::ServerReset,
-            Code::ServerReset | Code::ServerClosed => Code::RequestCanceled,
-            other => other,
+        let code = if matches!(self.code, Code::RequestCanceled | Code::ClientClosed | Code::Http2ProtocolError) {
+            Code::ServerReset
+        } else {
+            Code::RequestCanceled
         };
         Self { code, ..self }
     }
 }
 
 /// Runs both directions; the answer's end is the end, whether or not the server took the whole request.
-async fn both(up: impl Future<Output = Result<(), Cut>>, down: impl Future<Output = Result<(), Cut>>) -> Result<(), Cut> {
+async fn both(
+    up: impl Future<Output = Result<(), Cut>>,
+    down: impl Future<Output = Result<(), Cut>>,
+) -> Result<(), Cut> {
     let (mut up, mut down) = (std::pin::pin!(up), std::pin::pin!(down));
     tokio::select! {
         biased;
@@ -337,7 +341,13 @@ async fn pump(from: &mut RecvStream, to: &mut SendStream<Bytes>, bytes: &mut u64
             let capacity = match poll_fn(|cx| to.poll_capacity(cx)).await {
                 Some(Ok(capacity)) => capacity,
                 Some(Err(error)) => return Err(Cut::server(&error)),
-                None => return Err(Cut { code: Code::ServerReset, detail: "the stream was reset".to_owned(), reason: Reason::CANCEL }),
+                None => {
+                    return Err(Cut {
+                        code: Code::ServerReset,
+                        detail: "the stream was reset".to_owned(),
+                        reason: Reason::CANCEL,
+                    });
+                }
             };
             to.send_data(data.split_to(capacity.min(data.len())), false).map_err(|error| Cut::server(&error))?;
         }
@@ -356,4 +366,3 @@ async fn pump(from: &mut RecvStream, to: &mut SendStream<Bytes>, bytes: &mut u64
 fn status_of_call(fields: &HeaderMap) -> Option<u32> {
     fields.get("grpc-status")?.to_str().ok()?.parse().ok()
 }
-

@@ -15,7 +15,13 @@ use std::{rc::Rc, time::Duration};
 
 use record::ClosedBy;
 
-use crate::{account::Account, connect::{Connector, Target}, drain::Drain, error::ConnectionError, stream::Stream};
+use crate::{
+    account::Account,
+    connect::{Connector, Target},
+    drain::Drain,
+    error::ConnectionError,
+    stream::Stream,
+};
 
 /// What forwarding needs to know about a connection and its surroundings.
 #[derive(Debug, Clone)]

@@ -69,8 +69,12 @@ pub async fn copy(
             };
         }
         match (upward, downward) {
-            (Poll::Ready(Err((reading, error))), _) => Poll::Ready(Err((if reading { End::Client } else { End::Server }, error))),
-            (_, Poll::Ready(Err((reading, error)))) => Poll::Ready(Err((if reading { End::Server } else { End::Client }, error))),
+            (Poll::Ready(Err((reading, error))), _) => {
+                Poll::Ready(Err((if reading { End::Client } else { End::Server }, error)))
+            }
+            (_, Poll::Ready(Err((reading, error)))) => {
+                Poll::Ready(Err((if reading { End::Server } else { End::Client }, error)))
+            }
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(Ok(())),
             (Poll::Pending, _) | (_, Poll::Pending) => Poll::Pending,
         }
