@@ -2,6 +2,7 @@
 //!
 //! Promises: pure; every check can fail, and an absent piece of evidence is a failure.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use testkit::{Counts, Record};
@@ -61,6 +62,10 @@ impl Traffic {
         record.event() == self.unit.event() && counts && record.is(key::DIRECTION, side.direction()) && same
     }
 
+    fn is_either(&self, record: &Record) -> bool {
+        self.is_mine(record, Side::Client) || self.is_mine(record, Side::Server)
+    }
+
     /// How many records one side's proxy made of it.
     pub(crate) fn recorded(&self, records: &[Record], side: Side) -> usize {
         records.iter().filter(|record| self.is_mine(record, side)).count()
@@ -102,8 +107,7 @@ pub(crate) fn identities(traffic: &[Traffic], records: &[Record]) -> Check {
     let mut total = 0;
     let mut wrong = 0;
     for traffic in traffic {
-        let mine = |record: &&Record| traffic.is_mine(record, Side::Client) || traffic.is_mine(record, Side::Server);
-        for record in records.iter().filter(mine) {
+        for record in records.iter().filter(|record| traffic.is_either(record)) {
             total += 1;
             let right =
                 record.is(key::CLIENT_IDENTITY, &traffic.client) && record.is(key::SERVER_IDENTITY, &traffic.server);
@@ -117,12 +121,24 @@ pub(crate) fn identities(traffic: &[Traffic], records: &[Record]) -> Check {
     }
 }
 
+/// What the proxies say they did: all this traffic was carried inside the mesh.
+pub(crate) fn decisions(traffic: &[Traffic], records: &[Record]) -> Check {
+    let mut found: BTreeMap<String, u64> = BTreeMap::new();
+    for record in records.iter().filter(|record| traffic.iter().any(|traffic| traffic.is_either(record))) {
+        *found.entry(record.text(key::DECISION).unwrap_or("none").to_owned()).or_default() += 1;
+    }
+    let evidence: Vec<String> = found.iter().map(|(decision, count)| format!("{count} {decision}")).collect();
+    Check {
+        holds: found.len() == 1 && found.contains_key("meshed"),
+        claim: "every record says that the mesh carried it".to_owned(),
+        evidence: if evidence.is_empty() { "no records".to_owned() } else { evidence.join(", ") },
+    }
+}
+
 /// The one TLS version and group.
 pub(crate) fn encryption(traffic: &[Traffic], records: &[Record]) -> Check {
-    let mine: Vec<&Record> = records
-        .iter()
-        .filter(|record| traffic.iter().any(|t| t.is_mine(record, Side::Client) || t.is_mine(record, Side::Server)))
-        .collect();
+    let mine: Vec<&Record> =
+        records.iter().filter(|record| traffic.iter().any(|traffic| traffic.is_either(record))).collect();
     let right = mine
         .iter()
         .filter(|record| record.is(key::TLS_PROTOCOL_VERSION, "1.3") && record.is(key::TLS_CURVE, "X25519MLKEM768"))
@@ -233,10 +249,11 @@ mod tests {
             (key::TLS_CURVE, group),
             (key::NETWORK_PROTOCOL_NAME, "http"),
             (key::CODE, "ok"),
+            (key::DECISION, "meshed"),
         ];
         let mut values = texts.map(|(key, text)| (key, Value::StringValue(text.to_owned()))).to_vec();
         values.push((key::DESTINATION_PORT, Value::IntValue(port)));
-        values.push((key::DURATION, Value::DoubleValue(0.002)));
+        values.push((key::DURATION, Value::DoubleValue(0.75)));
         let attribute = |(key, value): (&str, Value)| KeyValue {
             key: key.to_owned(),
             value: Some(AnyValue { value: Some(value) }),
@@ -258,15 +275,22 @@ mod tests {
         assert!(complete(&traffic, &records)[0].holds);
         assert!(identities(&traffic, &records).holds);
         assert!(encryption(&traffic, &records).holds);
+        assert!(decisions(&traffic, &records).holds);
         let edges = crate::edges::edges(&records).unwrap();
         assert_eq!((edges.len(), edges[0].count, edges[0].errors), (1, 2, 0));
-        assert!((edges[0].quantile_ms(0.5) - 2.0).abs() < 0.01, "{}", edges[0].quantile_ms(0.5));
+        assert!((edges[0].quantile_ms(0.5) - 750.0).abs() < 1.0, "{}", edges[0].quantile_ms(0.5));
 
         assert!(!complete(&traffic, &records[..3])[0].holds, "one is missing");
         let doubled = [records.clone(), records[..1].to_vec()].concat();
         assert!(!complete(&traffic, &doubled)[0].holds, "one is there twice");
         let classical = [both_sides("X25519MLKEM768"), both_sides("X25519")].concat();
         assert!(!encryption(&traffic, &classical).holds, "another group");
+        let mut refused = records.clone();
+        let decision = refused[0].log.attributes.iter_mut().find(|attribute| attribute.key == key::DECISION).unwrap();
+        decision.value = Some(AnyValue { value: Some(Value::StringValue("refused".to_owned())) });
+        let check = decisions(&traffic, &refused);
+        assert!(!check.holds);
+        assert_eq!(check.evidence, "3 meshed, 1 refused");
         let stranger = Traffic { client: "c".to_owned(), ..traffic[0].clone() };
         assert!(!identities(&[stranger], &records).holds, "another client");
     }
@@ -277,5 +301,6 @@ mod tests {
         assert!(!complete(&traffic, &[])[0].holds);
         assert!(!identities(&traffic, &[]).holds);
         assert!(!encryption(&traffic, &[]).holds);
+        assert!(!decisions(&traffic, &[]).holds);
     }
 }

@@ -15,6 +15,7 @@ pub(crate) mod key {
     pub(crate) const SERVICE: &str = "picket.service.name";
     pub(crate) const CLIENT_IDENTITY: &str = "picket.client.identity";
     pub(crate) const SERVER_IDENTITY: &str = "picket.server.identity";
+    pub(crate) const DECISION: &str = "picket.decision";
     pub(crate) const CODE: &str = "picket.code";
     pub(crate) const DURATION: &str = "picket.duration";
     pub(crate) const CONNECTION_STATE: &str = "picket.connection.state";
@@ -66,6 +67,9 @@ impl Side {
         }
     }
 }
+
+/// Longer times than an hour are shown as an hour.
+const LONGEST_MICROSECONDS: u64 = 3_600_000_000;
 
 /// One edge of the graph.
 #[derive(Debug)]
@@ -119,7 +123,8 @@ fn fresh((client, server, service, protocol): &(String, String, String, String))
         tls: BTreeSet::new(),
         count: 0,
         errors: 0,
-        microseconds: Histogram::new(3).context("three digits are allowed")?,
+        // Fixed bounds: saturating at the bounds of a histogram that grows would cut what it has not grown to yet.
+        microseconds: Histogram::new_with_bounds(1, LONGEST_MICROSECONDS, 3).context("the bounds are valid")?,
     })
 }
 

@@ -51,6 +51,7 @@ pub(crate) fn run(keep: bool, time: Duration) -> Result<bool> {
     stage.show_access_log(screen, &traffic)?;
     let mut all = checks::complete(&traffic, &records);
     all.push(checks::identities(&traffic, &records));
+    all.push(checks::decisions(&traffic, &records));
     all.push(checks::encryption(&traffic, &records));
     all.extend(checks::secrecy(&seen));
     all.push(checks::nothing_dropped(&metrics));
@@ -252,7 +253,9 @@ impl Stage {
             }
         }
         for traffic in traffic {
-            for line in lines.iter().filter(|line| line.contains(&traffic.service)).take(LINES) {
+            let dialled = traffic.dialled.0[0].to_string();
+            let mine = |line: &&String| line.contains(&dialled) || line.contains(&traffic.service);
+            for line in lines.iter().filter(mine).take(LINES) {
                 screen.line(line);
             }
         }
