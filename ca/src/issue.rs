@@ -15,6 +15,7 @@ use rcgen::{
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer};
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::oid_registry::{OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY};
 use x509_parser::prelude::FromDer;
@@ -52,7 +53,7 @@ pub enum CsrError {
 #[derive(Debug, thiserror::Error)]
 pub enum IssueError {
     /// The issuer's own certificate has ended.
-    #[error("the issuer's certificate ended {ended}, this machine's clock says {now}")]
+    #[error("the issuer's certificate ended {}, this machine's clock says {}", utc(*.ended), utc(*.now))]
     IssuerEnded {
         /// Its notAfter.
         ended: OffsetDateTime,
@@ -60,7 +61,7 @@ pub enum IssueError {
         now: OffsetDateTime,
     },
     /// The issuer's own certificate has not begun.
-    #[error("the issuer's certificate begins {begins}, this machine's clock says {now}")]
+    #[error("the issuer's certificate begins {}, this machine's clock says {}", utc(*.begins), utc(*.now))]
     IssuerNotBegun {
         /// Its notBefore.
         begins: OffsetDateTime,
@@ -73,6 +74,13 @@ pub enum IssueError {
     /// The certificate could not be made.
     #[error("the certificate could not be made")]
     Make(#[from] rcgen::Error),
+}
+
+/// A time in RFC 3339 form, in whole seconds, for messages.
+pub fn utc(at: OffsetDateTime) -> String {
+    let whole = at.to_offset(time::UtcOffset::UTC).replace_nanosecond(0).unwrap_or(at);
+    // Only years beyond 9999 have no such form.
+    whole.format(&Rfc3339).unwrap_or_else(|_| whole.to_string())
 }
 
 /// A new certificate.
@@ -270,7 +278,9 @@ mod tests {
             assert_eq!(issue(&authority, &key, &grant(long), now).unwrap().not_after, authority.not_after);
         }
         let late = issue(&authority, &key, &hour, authority.not_after);
-        assert!(matches!(late, Err(IssueError::IssuerEnded { .. })));
+        let Err(error @ IssueError::IssuerEnded { .. }) = late else { panic!("issued after the issuer's end") };
+        assert!(error.to_string().ends_with(&format!("clock says {}", utc(authority.not_after))), "{error}");
+        assert_eq!(utc(OffsetDateTime::UNIX_EPOCH), "1970-01-01T00:00:00Z");
         let early = issue(&authority, &key, &hour, authority.not_before - time::Duration::seconds(1));
         assert!(matches!(early, Err(IssueError::IssuerNotBegun { .. })));
     }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use ca::attest::Attestor;
 use ca::config::{self, Config};
+use ca::issue::utc;
 use ca::policy::Policy;
 use ca::root::Authority;
 use ca::serve::{Counters, Service, serve};
@@ -168,7 +169,12 @@ fn run(config: Config) -> Result<()> {
     let directory = Directory::open(&config.dir)?;
     let now = OffsetDateTime::now_utc();
     let (authority, made) = Authority::open(&directory, &config.trust_domain, now)?;
-    tracing::info!(trust_domain = config.trust_domain.as_str(), made, issuer_not_after = %authority.not_after, "authority ready");
+    tracing::info!(
+        trust_domain = config.trust_domain.as_str(),
+        made,
+        issuer_not_after = utc(authority.not_after),
+        "authority ready"
+    );
     let key_set = std::fs::read_to_string(&config.token_keys)
         .with_context(|| format!("cannot read the key set {}", config.token_keys.display()))?;
     let attestor = Attestor::new(&key_set, config.token_issuer, config.token_audience)?;
@@ -221,7 +227,8 @@ async fn admin(
     };
     let ready = move || {
         let now = OffsetDateTime::now_utc();
-        let ended = || format!("the issuer's certificate ended {issuer_ends}, this machine's clock says {now}");
+        let ended =
+            || format!("the issuer's certificate ended {}, this machine's clock says {}", utc(issuer_ends), utc(now));
         if now < issuer_ends { Ok(()) } else { Err(ended()) }
     };
     let metrics = move |out: &mut String| {

@@ -153,7 +153,12 @@ impl Service {
         let issuer = CertificateDer::from_pem_slice(self.authority.issuer_pem.as_bytes());
         let issuer = issuer.map_err(|error| ServeError::Chain(error.to_string()))?;
         let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(|error| ServeError::Chain(error.into()))?;
-        tracing::info!(serial = issued.serial, identity = id.as_str(), not_after = %issued.not_after, "serving with a new certificate of our own");
+        tracing::info!(
+            serial = issued.serial,
+            identity = id.as_str(),
+            not_after = issue::utc(issued.not_after),
+            "serving with a new certificate of our own"
+        );
         Ok(CertifiedKey::from_der(vec![issued.der, issuer], key, &identity::provider())?)
     }
 }
@@ -185,8 +190,14 @@ impl IstioCertificateService for Endpoint {
             Ok(issued) => {
                 self.0.counters.issued.fetch_add(1, Ordering::Relaxed);
                 tracing::info!(
-                    serial = issued.serial, not_after = %issued.not_after,
-                    namespace, service_account, pod, pod_uid, source, "certificate issued"
+                    serial = issued.serial,
+                    not_after = issue::utc(issued.not_after),
+                    namespace,
+                    service_account,
+                    pod,
+                    pod_uid,
+                    source,
+                    "certificate issued"
                 );
                 Ok(Response::new(IstioCertificateResponse { cert_chain: issued.chain.into() }))
             }

@@ -1,5 +1,7 @@
 //! The real program over real TLS: a client gets its certificate, strangers get a reason, a restart keeps the root.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where its preparation fails")]
+
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
