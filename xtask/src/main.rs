@@ -14,7 +14,6 @@ const USAGE: &str = "usage: ./x <command>
   test              unit tests, then the integration tests with real programs
   check             formatting, clippy, documentation, house rules, licences and bans
   fmt               formats the sources
-  bench [args]      builds the release and measures it against its peers
   tools             builds or installs the tools of the integration tests and prints where they are";
 
 fn main() -> ExitCode {
@@ -28,7 +27,6 @@ fn main() -> ExitCode {
         "test" => test(rest),
         "check" => check(),
         "fmt" => Command::new("cargo").args(["fmt", "--all"]).run(),
-        "bench" => bench(rest),
         "tools" => tools::ready().map(|tools| tools.print()),
         "help" | "--help" => {
             println!("{USAGE}");
@@ -78,15 +76,4 @@ fn check() -> Result<(), Failure> {
     cargo().args(["test", "--quiet", "--package", "xtask"]).run()?;
     cargo().args(["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"]).run()?;
     cargo().args(["doc", "--workspace", "--no-deps", "--quiet"]).env("RUSTDOCFLAGS", "-D warnings").run()
-}
-
-fn bench(arguments: &[String]) -> Result<(), Failure> {
-    Command::new("cargo").args(["build", "--release", "--workspace", "--bins", "--exclude", "xtask"]).run()?;
-    let tools = tools::ready()?;
-    let release = process::target_dir().join("release");
-    Command::new(release.join("picket-bench"))
-        .args(arguments)
-        .env("PICKET_BIN_DIR", &release)
-        .env("PICKET_ENVOY", &tools.envoy)
-        .run()
 }

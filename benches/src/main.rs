@@ -1,2 +1,0 @@
-//! Placeholder: filled by the commits that follow.
-fn main() {}
