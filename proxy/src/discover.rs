@@ -1,7 +1,8 @@
 //! Step 5: who is where. Answers from a snapshot that is replaced as a whole; the last good one is kept.
 //!
 //! The first source is a YAML file, watched for changes of its content however they are made (rename, symbolic link as
-//! ConfigMaps have them, writing in place). No lookup allocates or waits.
+//! ConfigMaps have them, writing in place). No lookup waits; only that of a pod's own address on a port that no service
+//! names allocates.
 
 use std::{
     collections::HashMap,
@@ -17,8 +18,9 @@ use settings::{Document, Noted, Section};
 
 /// How often the file is looked at.
 const WATCH_INTERVAL: Duration = Duration::from_millis(500);
-/// Addresses that a snapshot may hold.
-const ADDRESSES_MAX: usize = 100_000;
+/// Addresses with a port, and endpoints behind them, that a snapshot may hold: services multiply ports by endpoints, so
+/// a small file could otherwise ask for all memory.
+const ENTRIES_MAX: usize = 1_000_000;
 
 /// What discovery says of a port's protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +71,7 @@ pub struct Workload {
 pub struct Snapshot {
     destinations: HashMap<SocketAddr, Destination>,
     workloads: HashMap<IpAddr, Workload>,
+    entries: usize,
 }
 
 impl Snapshot {
@@ -113,6 +116,8 @@ pub enum Error {
 #[derive(Debug)]
 pub struct FileDiscovery {
     path: PathBuf,
+    /// The content behind the first snapshot: a change before [`FileDiscovery::watch`] starts must not be missed.
+    first: String,
     snapshot: ArcSwap<Snapshot>,
     read_at: ArcSwap<Instant>,
 }
@@ -131,7 +136,7 @@ impl FileDiscovery {
     pub fn start(path: PathBuf) -> Result<Arc<Self>, Error> {
         let text = read(&path)?;
         let snapshot = ArcSwap::from_pointee(parse(&path, &text)?);
-        Ok(Arc::new(Self { path, snapshot, read_at: ArcSwap::from_pointee(Instant::now()) }))
+        Ok(Arc::new(Self { path, first: text, snapshot, read_at: ArcSwap::from_pointee(Instant::now()) }))
     }
 
     /// Time since the file was last seen without a mistake.
@@ -144,42 +149,37 @@ impl FileDiscovery {
     /// # Cancellation
     /// Safe at any time.
     pub async fn watch(self: Arc<Self>) {
-        let mut seen = read(&self.path).ok();
+        // What was seen last, and whether it is the content in force.
+        let (mut seen, mut good) = (Some(self.first.clone()), true);
         loop {
             tokio::time::sleep(WATCH_INTERVAL).await;
-            let now = match read(&self.path) {
-                Ok(text) => Some(text),
+            let found = match read(&self.path) {
+                Ok(text) if seen.as_ref() == Some(&text) => Ok(()),
+                Ok(text) => {
+                    let taken = self.take(&text);
+                    (seen, good) = (Some(text), taken.is_ok());
+                    taken
+                }
+                Err(_) if seen.is_none() => Ok(()),
                 Err(error) => {
-                    if seen.take().is_some() {
-                        tracing::warn!(error = %telemetry::chain(&error), "keeping what discovery said last");
-                    }
-                    continue;
+                    (seen, good) = (None, false);
+                    Err(error)
                 }
             };
-            if now == seen {
-                if self.is_good(&now) {
-                    self.read_at.store(Arc::new(Instant::now()));
-                }
-                continue;
+            if let Err(error) = found {
+                tracing::warn!(error = %telemetry::chain(&error), "keeping what discovery said last");
             }
-            match parse(&self.path, now.as_deref().unwrap_or_default()) {
-                Ok(snapshot) => {
-                    self.snapshot.store(Arc::new(snapshot));
-                    self.read_at.store(Arc::new(Instant::now()));
-                    tracing::info!(file = %self.path.display(), "discovery changed");
-                }
-                Err(error) => {
-                    tracing::warn!(error = %telemetry::chain(&error), "keeping what discovery said last");
-                    self.read_at.store(Arc::new(*self.read_at.load_full()));
-                }
+            if good {
+                self.read_at.store(Arc::new(Instant::now()));
             }
-            seen = now;
         }
     }
 
-    /// True when the content that was seen last is the one that is in force.
-    fn is_good(&self, text: &Option<String>) -> bool {
-        text.as_deref().is_some_and(|text| parse(&self.path, text).is_ok())
+    /// Puts this content in force, if it has no mistake.
+    fn take(&self, text: &str) -> Result<(), Error> {
+        self.snapshot.store(Arc::new(parse(&self.path, text)?));
+        tracing::info!(file = %self.path.display(), "discovery changed");
+        Ok(())
     }
 }
 
@@ -224,11 +224,11 @@ fn read_service(section: &Section<'_>, snapshot: &mut Snapshot) -> Result<(), No
     let service: Arc<str> = format!("{}.{}", name?, namespace?).into();
     let ports = ports.into_iter().collect::<Result<Vec<_>, _>>()?;
     let endpoints = endpoints.into_iter().collect::<Result<Vec<_>, _>>()?;
-    for (addresses, workload) in &endpoints {
-        for address in addresses {
-            snapshot.workloads.insert(*address, workload.clone());
-        }
+    snapshot.entries = snapshot.entries.saturating_add(entries(&addresses, &ports, &endpoints));
+    if snapshot.entries > ENTRIES_MAX {
+        return Err(section.refuse("endpoints", "at most 1000000 pairs of an address with a port and an endpoint"));
     }
+    note_workloads(section, &endpoints, snapshot)?;
     for port in &ports {
         let at = |family_of: &IpAddr| -> Arc<[Arc<Endpoint>]> {
             let family = |address: &&IpAddr| address.is_ipv4() == family_of.is_ipv4();
@@ -240,7 +240,10 @@ fn read_service(section: &Section<'_>, snapshot: &mut Snapshot) -> Result<(), No
         for address in &addresses {
             let destination =
                 Destination { service: Some(service.clone()), protocol: port.protocol, endpoints: at(address) };
-            snapshot.destinations.insert(SocketAddr::new(*address, port.port), destination);
+            let before = snapshot.destinations.insert(SocketAddr::new(*address, port.port), destination);
+            if before.and_then(|before| before.service).is_some_and(|before| before != service) {
+                return Err(section.refuse("addresses", "addresses with a port that no other service has"));
+            }
         }
         for (address, workload) in endpoints.iter().flat_map(|(all, workload)| all.iter().map(move |a| (a, workload))) {
             let endpoints: Arc<[Arc<Endpoint>]> = Arc::new([Arc::new(endpoint(*address, port.target, workload))]);
@@ -248,8 +251,29 @@ fn read_service(section: &Section<'_>, snapshot: &mut Snapshot) -> Result<(), No
             snapshot.destinations.entry(SocketAddr::new(*address, port.target)).or_insert(destination);
         }
     }
-    if snapshot.destinations.len() + snapshot.workloads.len() > ADDRESSES_MAX {
-        return Err(section.refuse("endpoints", "at most 100000 addresses in the whole file"));
+    Ok(())
+}
+
+/// What a service will add to the snapshot, computed before anything is made.
+fn entries(addresses: &[IpAddr], ports: &[Port], endpoints: &[(Vec<IpAddr>, Workload)]) -> usize {
+    let pods: usize = endpoints.iter().map(|(addresses, _)| addresses.len()).sum();
+    addresses.len().saturating_add(1).saturating_mul(pods.saturating_add(1)).saturating_mul(ports.len().max(1))
+}
+
+/// Notes who has which address. One address may stand in many services, but only ever with one identity: which of two
+/// is right cannot be guessed.
+fn note_workloads(
+    section: &Section<'_>,
+    endpoints: &[(Vec<IpAddr>, Workload)],
+    snapshot: &mut Snapshot,
+) -> Result<(), Noted> {
+    for (addresses, workload) in endpoints {
+        for address in addresses {
+            let before = snapshot.workloads.insert(*address, workload.clone());
+            if before.is_some_and(|before| before.identity != workload.identity) {
+                return Err(section.refuse("endpoints", "each address with the same identity wherever it stands"));
+            }
+        }
     }
     Ok(())
 }
@@ -342,5 +366,78 @@ services:
     fn an_unreadable_file_is_named() {
         let error = FileDiscovery::start("/nonexistent/discovery.yaml".into()).unwrap_err();
         assert!(error.to_string().contains("/nonexistent/discovery.yaml"));
+    }
+
+    #[test]
+    fn an_address_has_one_identity_and_one_service() {
+        let second = FILE.replace("services:\n", "");
+        let other = second.replace("name: web", "name: api").replace("[10.96.0.7, \"fd00:96::7\"]", "[10.96.0.8]");
+        for (other, at) in [
+            (other.replace("sa/web", "sa/api"), "services[1].endpoints"),
+            (other.replace("10.96.0.8", "10.96.0.7"), "services[1].addresses"),
+        ] {
+            let error = parse(Path::new("test.yaml"), &format!("{FILE}{other}")).unwrap_err();
+            let text = telemetry::chain(&error).to_string();
+            assert!(text.contains(at), "{at} is not in {text}");
+        }
+        parse(Path::new("test.yaml"), &format!("{FILE}{other}")).unwrap();
+    }
+
+    #[test]
+    fn a_small_file_cannot_ask_for_all_memory() {
+        let ports = vec!["{port: 1}"; 2000].join(",");
+        let pods: Vec<_> = (0..2000).map(|n| format!("{{addresses: [10.0.{}.{}]}}", n / 250, n % 250)).collect();
+        let text = format!(
+            "services: [{{name: a, namespace: b, addresses: [10.1.0.1], ports: [{ports}], endpoints: [{}]}}]",
+            pods.join(",")
+        );
+        let error = parse(Path::new("test.yaml"), &text).unwrap_err();
+        assert!(telemetry::chain(&error).to_string().contains("at most 1000000"));
+    }
+
+    /// Waits until the snapshot knows port 80 or does not.
+    async fn until_known(discovery: &FileDiscovery, known: bool) {
+        let address = "10.96.0.7:80".parse().unwrap();
+        let changed = async {
+            while discovery.snapshot().lookup(address).is_some() != known {
+                tokio::time::sleep(WATCH_INTERVAL).await;
+            }
+        };
+        tokio::time::timeout(WATCH_INTERVAL * 20, changed).await.expect("the change is seen");
+    }
+
+    #[tokio::test]
+    async fn changes_are_followed_and_mistakes_change_nothing() {
+        let folder = std::env::temp_dir().join(format!("picket-discover-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let (path, next) = (folder.join("discovery.yaml"), folder.join("next.yaml"));
+        let without = FILE.replace("port: 80,", "port: 81,");
+        std::fs::write(&path, FILE).unwrap();
+        let discovery = FileDiscovery::start(path.clone()).unwrap();
+        // Changed before anybody watches.
+        std::fs::write(&path, &without).unwrap();
+        let watch = tokio::spawn(Arc::clone(&discovery).watch());
+        until_known(&discovery, false).await;
+        // Replaced by renaming.
+        std::fs::write(&next, FILE).unwrap();
+        std::fs::rename(&next, &path).unwrap();
+        until_known(&discovery, true).await;
+        // A mistake: the last good one stays in force, and grows old.
+        std::fs::write(&path, "services: 7").unwrap();
+        let old = WATCH_INTERVAL * 3;
+        let aged = async {
+            while discovery.age() < old {
+                tokio::time::sleep(WATCH_INTERVAL).await;
+            }
+        };
+        tokio::time::timeout(WATCH_INTERVAL * 20, aged).await.expect("a bad file is not taken as fresh");
+        until_known(&discovery, true).await;
+        // A symbolic link that is turned elsewhere.
+        std::fs::write(folder.join("other.yaml"), &without).unwrap();
+        std::os::unix::fs::symlink(folder.join("other.yaml"), &next).unwrap();
+        std::fs::rename(&next, &path).unwrap();
+        until_known(&discovery, false).await;
+        watch.abort();
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 }
