@@ -1,7 +1,5 @@
 //! HTTP/1.1 through two proxies: served on both address families, recorded on both sides, and refused when in doubt.
 
-#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
-
 use integration::Stage;
 use record::key;
 use testkit::{Record, Settings};
