@@ -12,7 +12,7 @@ use std::{
 
 use export::access_log::{Format as LineFormat, Mode};
 use identity::{SpiffeId, TrustDomain};
-use settings::{Document, HostPort, Noted, Section};
+use settings::{Document, HostPort, Noted, Section, Setting};
 
 /// The whole configuration of `picket-proxy run`.
 #[derive(Debug, Clone)]
@@ -196,7 +196,7 @@ impl Config {
             admin: Admin::read(&root.section("admin")),
             access_log: AccessLog::read(&root.section("accessLog")),
             log: Log::read(&root.section("log")),
-            workers: root.default("workers", default_workers()).max(1),
+            workers: at_least_one(root, "workers", default_workers()),
             drain_timeout: root.default("drainTimeout", Duration::from_secs(30)),
             limits: Limits::read(&root.section("limits")),
             detect: Detect::read(&root.section("detect")),
@@ -212,6 +212,13 @@ impl Config {
 /// requests each second.
 fn default_workers() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from).min(2)
+}
+
+/// A number that must not be 0: a proxy without workers or connections would start and serve nobody.
+fn at_least_one(section: &Section<'_>, name: &str, default: usize) -> usize {
+    let expected = "a whole number from 1";
+    let found = section.optional_with(name, expected, |scalar| usize::from_scalar(scalar).filter(|found| *found > 0));
+    found.unwrap_or(default)
 }
 
 impl Admin {
@@ -284,7 +291,7 @@ impl Limits {
         let seconds = |name: &str, default: u64| section.default(name, Duration::from_secs(default));
         let bytes = |name: &str, default: u64| section.default(name, settings::Bytes(default)).0 as usize;
         Self {
-            connections: section.default("connections", 10_000),
+            connections: at_least_one(section, "connections", 10_000),
             keep_alive_timeout: seconds("keepAliveTimeout", 300),
             tls_handshake_timeout: seconds("tlsHandshakeTimeout", 5),
             request_head_timeout: seconds("requestHeadTimeout", 10),
@@ -300,7 +307,8 @@ impl Detect {
         let ports = section.list("serverFirstPorts");
         Self {
             timeout: section.default("timeout", Duration::from_secs(2)),
-            server_first_ports: if ports.is_empty() { SERVER_FIRST_PORTS.to_vec() } else { ports },
+            // An empty list in the file is a choice, not an absence.
+            server_first_ports: if section.is_set("serverFirstPorts") { ports } else { SERVER_FIRST_PORTS.to_vec() },
         }
     }
 }
@@ -330,6 +338,19 @@ mod tests {
     #[test]
     fn a_variable_overrides_the_file() {
         assert_eq!(load(EXAMPLE, &[("PICKET_OUTBOUND_PORT", "7")]).unwrap().outbound.port, 7);
+    }
+
+    #[test]
+    fn an_empty_list_is_a_choice_and_zero_is_a_mistake() {
+        let list = EXAMPLE.find("serverFirstPorts:").expect("the example has every key");
+        let end = EXAMPLE[list..].find('\n').map_or(EXAMPLE.len(), |end| list + end);
+        let none = format!("{}serverFirstPorts: []{}", &EXAMPLE[..list], &EXAMPLE[end..]);
+        assert!(load(&none, &[]).unwrap().detect.server_first_ports.is_empty());
+        let error = load(EXAMPLE, &[("PICKET_WORKERS", "0"), ("PICKET_LIMITS_CONNECTIONS", "0")]).unwrap_err();
+        let text = telemetry::chain(&error).to_string();
+        for part in ["workers", "limits.connections"] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Step 4: keeps our own key, certificate and trust bundle fresh.
 //!
 //! The key is made here, stays in memory and changes with every certificate. A certificate is renewed at a random point
-//! between 60 % and 66 % of its life; connections that use the old one go on. A failure is tried again with growing
+//! between 60 % and 66 % of its life; connections that use the old one go on. The bundle is taken as soon as its file
+//! changes, so that a new root is trusted long before the next renewal; a bad one changes nothing. A failure is tried again with growing
 //! pauses and logged with what ends when.
 
 use std::{
@@ -23,6 +24,8 @@ const PAUSE_MIN: Duration = Duration::from_millis(200);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// One attempt, all in all.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often the trust bundle's file is looked at.
+const BUNDLE_INTERVAL: Duration = Duration::from_secs(5);
 /// Bytes of a token or a bundle file.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
@@ -93,14 +96,15 @@ impl Credentials {
     /// # Cancellation
     /// Safe: the store keeps what it has.
     pub async fn run(self: Arc<Self>) {
-        let mut pause = PAUSE_MIN;
+        let (mut pause, mut bundle) = (PAUSE_MIN, Vec::new());
         loop {
-            let attempt = tokio::time::timeout(ATTEMPT_TIMEOUT, self.renew()).await.unwrap_or(Err(Error::Timeout));
+            let attempt =
+                tokio::time::timeout(ATTEMPT_TIMEOUT, self.renew(&mut bundle)).await.unwrap_or(Err(Error::Timeout));
             match attempt {
                 Ok(until_renewal) => {
                     self.succeeded.fetch_add(1, Relaxed);
                     pause = PAUSE_MIN;
-                    tokio::time::sleep(until_renewal).await;
+                    self.rest(until_renewal, &mut bundle).await;
                 }
                 Err(error) => {
                     self.failed.fetch_add(1, Relaxed);
@@ -118,10 +122,35 @@ impl Credentials {
         }
     }
 
+    /// Waits until the next certificate is due, and follows the bundle meanwhile.
+    async fn rest(&self, until_renewal: Duration, bundle: &mut Vec<u8>) {
+        let mut left = until_renewal;
+        while !left.is_zero() {
+            let pause = left.min(BUNDLE_INTERVAL);
+            tokio::time::sleep(pause).await;
+            left -= pause;
+            if let Err(error) = self.follow_bundle(bundle) {
+                tracing::warn!(error = %telemetry::chain(&error), "keeping the trust bundle that was good last");
+            }
+        }
+    }
+
+    /// Takes the trust bundle when its file is not what was `seen` last. Bad content is an error once, and again for as
+    /// long as there is no bundle at all.
+    fn follow_bundle(&self, seen: &mut Vec<u8>) -> Result<(), Error> {
+        let found = read(&self.config.ca_roots)?;
+        if found == *seen && self.store.bundle().is_some() {
+            return Ok(());
+        }
+        *seen = found;
+        self.store.set_bundle(TrustBundle::from_pem(seen).map_err(Error::Bundle)?);
+        tracing::info!(file = %self.config.ca_roots.display(), "trust bundle taken");
+        Ok(())
+    }
+
     /// One attempt; how long until the next certificate is due.
-    async fn renew(&self) -> Result<Duration, Error> {
-        let bundle = TrustBundle::from_pem(&read(&self.config.ca_roots)?).map_err(Error::Bundle)?;
-        self.store.set_bundle(bundle);
+    async fn renew(&self, bundle: &mut Vec<u8>) -> Result<Duration, Error> {
+        self.follow_bundle(bundle)?;
         let token = read(&self.config.token_file)?;
         let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(Error::Request)?;
         let request = rcgen::CertificateParams::default()
@@ -162,4 +191,53 @@ fn random() -> f64 {
     use std::hash::{BuildHasher, Hasher};
     let bits = std::collections::hash_map::RandomState::new().build_hasher().finish();
     (bits >> 11) as f64 / (1u64 << 53) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn root() -> String {
+        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+        params.self_signed(&key).unwrap().pem()
+    }
+
+    #[test]
+    fn the_bundle_follows_its_file_and_a_bad_one_changes_nothing() {
+        let path = std::env::temp_dir().join(format!("picket-bundle-{}.pem", std::process::id()));
+        let config = Identity {
+            ca_address: "[::1]:1".to_owned(),
+            ca_roots: path.clone(),
+            ca_identity: "spiffe://t/ns/picket-system/sa/picket-ca".parse().unwrap(),
+            token_file: path.clone(),
+        };
+        let store = Arc::new(Store::new("t".parse().unwrap()));
+        let (credentials, mut seen) = (Credentials::new(&config, Arc::clone(&store)), Vec::new());
+        for _again in 0..2 {
+            std::fs::write(&path, "no roots").unwrap();
+            assert!(matches!(credentials.follow_bundle(&mut seen), Err(Error::Bundle(_))));
+        }
+        let mut taken = Vec::new();
+        for _rotation in 0..2 {
+            std::fs::write(&path, root()).unwrap();
+            credentials.follow_bundle(&mut seen).unwrap();
+            taken.push(store.bundle().unwrap());
+        }
+        assert!(!Arc::ptr_eq(&taken[0], &taken[1]), "the new root is in force");
+        std::fs::write(&path, "no roots").unwrap();
+        assert!(matches!(credentials.follow_bundle(&mut seen), Err(Error::Bundle(_))));
+        credentials.follow_bundle(&mut seen).unwrap();
+        assert!(Arc::ptr_eq(&taken[1], &store.bundle().unwrap()), "what was good stays");
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn renewals_are_spread() {
+        let all: Vec<f64> = (0..100).map(|_| random()).collect();
+        assert!(all.iter().all(|one| (0.0..1.0).contains(one)));
+        assert!(all.iter().any(|one| *one < 0.5) && all.iter().any(|one| *one > 0.5));
+    }
 }

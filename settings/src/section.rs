@@ -88,6 +88,12 @@ impl<'d> Section<'d> {
         self.optional_with(name, &format!("one of {}", names.join(", ")), find).unwrap_or(default)
     }
 
+    /// True when the file or a variable says anything for this key, an empty list included.
+    pub fn is_set(&self, name: &str) -> bool {
+        self.document.know(&self.path, name);
+        self.value(name).is_some() || self.document.variable(&join(&self.path, name)).is_some()
+    }
+
     /// A list of values, empty when the key is absent. From a variable: separated by commas.
     pub fn list<T: Setting>(&self, name: &str) -> Vec<T> {
         self.list_with(name, &T::expected(), T::from_scalar)
