@@ -74,6 +74,7 @@ fn check() -> Result<(), Failure> {
     cargo().args(["fmt", "--all", "--check"]).run()?;
     supply::check(Path::new("deny.toml"))?;
     cargo().args(["test", "--quiet", "--package", "xtask"]).run()?;
+    cargo().args(["run", "--quiet", "--package", "api-codegen", "--", "--check"]).run()?;
     cargo().args(["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"]).run()?;
     cargo().args(["doc", "--workspace", "--no-deps", "--quiet"]).env("RUSTDOCFLAGS", "-D warnings").run()
 }
