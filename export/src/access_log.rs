@@ -66,7 +66,7 @@ impl ModeHandle {
 pub fn spawn(receiver: Receiver, mode: ModeHandle, format: Format) -> std::io::Result<JoinHandle<()>> {
     std::thread::Builder::new()
         .name("access-log".to_owned())
-        .spawn(move || write(receiver, &mode, format, &mut std::io::stdout().lock()))
+        .spawn(move || write(receiver, &mode, format, &mut std::io::stdout()))
 }
 
 fn write(mut receiver: Receiver, mode: &ModeHandle, format: Format, to: &mut impl Write) {
@@ -86,5 +86,41 @@ fn write(mut receiver: Receiver, mode: &ModeHandle, format: Format, to: &mut imp
             Ok(()) => receiver.counters().acknowledge(u64::from(batch.records)),
             Err(_) => receiver.counters().reject(u64::from(batch.records)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry_proto::tonic::logs::v1::{LogRecord, ScopeLogs};
+    use prost::Message;
+
+    use super::*;
+    use crate::{Batch, queue};
+
+    fn lines(mode: Mode, format: Format) -> Vec<String> {
+        let record = |event_name: &str, severity_number| LogRecord {
+            event_name: event_name.to_owned(),
+            severity_number,
+            ..LogRecord::default()
+        };
+        let log_records = vec![record("good", 9), record("bad", 13)];
+        let fields = ScopeLogs { log_records, ..ScopeLogs::default() }.encode_to_vec().into();
+        let (sender, receiver) = queue(1000);
+        sender.send(Batch { records: 2, fields }).unwrap();
+        let counters = Arc::clone(sender.counters());
+        drop(sender);
+        let mut out = Vec::new();
+        write(receiver, &ModeHandle::new(mode), format, &mut out);
+        assert_eq!(counters.acknowledged(), 2);
+        String::from_utf8(out).unwrap().lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn the_mode_chooses_the_records() {
+        assert!(lines(Mode::Off, Format::Json).is_empty());
+        let errors = lines(Mode::Errors, Format::Json);
+        assert!(errors.len() == 1 && errors[0].contains("\"event\":\"bad\""), "{errors:?}");
+        let all = lines(Mode::All, Format::Text);
+        assert!(all.len() == 2 && all[0].contains("good") && all[1].contains("bad"), "{all:?}");
     }
 }

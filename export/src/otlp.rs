@@ -25,6 +25,8 @@ use crate::{Batch, Receiver, backoff::Backoff};
 
 /// Bytes of one request at most; collectors take 4 MiB by default.
 const REQUEST_BYTES_MAX: usize = 3 * 1024 * 1024;
+/// Bytes of the scope and of the tags and lengths around resource, scope and records: at most.
+const ENVELOPE_BYTES_MAX: usize = 64;
 const PATH: &str = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
 
 /// A collector and what it is told about us.
@@ -48,6 +50,9 @@ pub enum Error {
     /// The endpoint is no URL.
     #[error("endpoint {0:?} is not a URL")]
     Endpoint(String, #[source] tonic::transport::Error),
+    /// The scheme is missing or unknown; clear text must be asked for.
+    #[error("endpoint {0:?} must begin with https:// or, for clear text, with http://")]
+    Scheme(String),
     /// `https` without roots.
     #[error("endpoint {0:?} needs `roots`, the certificates to trust")]
     NoRoots(String),
@@ -79,11 +84,15 @@ impl Shipper {
     pub fn new(config: Config) -> Result<Self, Error> {
         let url = &config.endpoint;
         let mut endpoint = Endpoint::from_shared(url.clone()).map_err(|error| Error::Endpoint(url.clone(), error))?;
-        if url.starts_with("https://") {
-            let path = config.roots.ok_or_else(|| Error::NoRoots(url.clone()))?;
-            let pem = std::fs::read(&path).map_err(|error| Error::Roots(path, error))?;
-            let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
-            endpoint = endpoint.tls_config(tls).map_err(Error::Tls)?;
+        match endpoint.uri().scheme_str() {
+            Some("http") => {}
+            Some("https") => {
+                let path = config.roots.ok_or_else(|| Error::NoRoots(url.clone()))?;
+                let pem = std::fs::read(&path).map_err(|error| Error::Roots(path, error))?;
+                let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
+                endpoint = endpoint.tls_config(tls).map_err(Error::Tls)?;
+            }
+            Some(_) | None => return Err(Error::Scheme(url.clone())),
         }
         let mut metadata = MetadataMap::new();
         for (name, value) in &config.headers {
@@ -126,12 +135,11 @@ impl Shipper {
 
     async fn send_all(&self, receiver: &mut Receiver, in_flight: &AtomicU64) {
         let channel = self.endpoint.connect_lazy();
+        let records_bytes_max = REQUEST_BYTES_MAX.saturating_sub(self.resource.len() + ENVELOPE_BYTES_MAX);
         while let Some(first) = receiver.recv().await {
             let mut batches = vec![first];
             let mut bytes = batches[0].fields.len();
-            while bytes < REQUEST_BYTES_MAX / 2
-                && let Some(batch) = receiver.try_recv()
-            {
+            while let Some(batch) = receiver.try_recv_within(records_bytes_max.saturating_sub(bytes)) {
                 bytes += batch.fields.len();
                 batches.push(batch);
             }

@@ -4,14 +4,15 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
 };
 
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-/// Records on their way: concatenated `log_records` fields.
+/// Records on their way: concatenated `log_records` fields. A batch is never split: keep it well below the 3 MiB of one
+/// request to a collector.
 #[derive(Debug, Clone)]
 pub struct Batch {
     /// How many records there are.
@@ -75,9 +76,9 @@ impl Counters {
     }
 }
 
-/// The queue is full: the batch was dropped and counted.
+/// The queue is full, or its sink has ended: the batch was dropped and counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the record queue is full")]
+#[error("the record queue takes no more")]
 pub struct Full;
 
 #[derive(Debug)]
@@ -86,6 +87,7 @@ struct Shared {
     arrived: Condvar,
     notify: Notify,
     senders: AtomicUsize,
+    closed: AtomicBool,
     counters: Arc<Counters>,
 }
 
@@ -113,8 +115,8 @@ pub struct Receiver(Arc<Shared>);
 /// A queue that holds at most `max_bytes` bytes of records.
 pub fn queue(max_bytes: usize) -> (Sender, Receiver) {
     let counters = Arc::new(Counters { limit_bytes: max_bytes as u64, ..Counters::default() });
-    let (batches, arrived, notify) = Default::default();
-    let shared = Arc::new(Shared { batches, arrived, notify, senders: AtomicUsize::new(1), counters });
+    let (batches, arrived, notify, closed) = Default::default();
+    let shared = Arc::new(Shared { batches, arrived, notify, senders: AtomicUsize::new(1), closed, counters });
     (Sender(Arc::clone(&shared)), Receiver(shared))
 }
 
@@ -122,13 +124,13 @@ impl Sender {
     /// Hands a batch over.
     ///
     /// # Errors
-    /// When it does not fit; it is counted as dropped.
+    /// When it does not fit, or the receiver is gone; it is counted as dropped.
     pub fn send(&self, batch: Batch) -> Result<(), Full> {
         let counters = &self.0.counters;
         let bytes = batch.fields.len() as u64;
         let records = u64::from(batch.records);
         let mut batches = self.0.batches();
-        if counters.queued_bytes() + bytes > counters.limit_bytes {
+        if self.0.closed.load(Relaxed) || counters.queued_bytes() + bytes > counters.limit_bytes {
             counters.drop_records(records);
             return Err(Full);
         }
@@ -187,6 +189,15 @@ impl Receiver {
         self.0.take(&mut self.0.batches())
     }
 
+    /// The next batch, if one is there that has at most `max_bytes` bytes.
+    pub(crate) fn try_recv_within(&mut self, max_bytes: usize) -> Option<Batch> {
+        let mut batches = self.0.batches();
+        if batches.front()?.fields.len() > max_bytes {
+            return None;
+        }
+        self.0.take(&mut batches)
+    }
+
     /// As [`Self::recv`], for a thread of its own.
     pub fn recv_blocking(&mut self) -> Option<Batch> {
         let mut batches = self.0.batches();
@@ -204,6 +215,18 @@ impl Receiver {
     /// What the queue and its sink have done.
     pub fn counters(&self) -> &Arc<Counters> {
         &self.0.counters
+    }
+}
+
+impl Drop for Receiver {
+    /// What is left, and what comes after, is counted as dropped.
+    fn drop(&mut self) {
+        let mut batches = self.0.batches();
+        // Under the lock: a sender sees it, or its batch is seen here.
+        self.0.closed.store(true, Relaxed);
+        while let Some(batch) = self.0.take(&mut batches) {
+            self.0.counters.drop_records(u64::from(batch.records));
+        }
     }
 }
 
@@ -226,6 +249,15 @@ mod tests {
         );
         assert_eq!(receiver.try_recv().unwrap().records, 3);
         assert_eq!(sender.send(batch(5, 60)), Ok(()));
+    }
+
+    #[test]
+    fn without_a_receiver_everything_is_dropped_and_counted() {
+        let (sender, receiver) = queue(100);
+        sender.send(batch(2, 10)).unwrap();
+        drop(receiver);
+        assert_eq!(sender.send(batch(3, 10)), Err(Full));
+        assert_eq!((sender.counters().dropped(), sender.counters().queued_bytes()), (5, 0));
     }
 
     #[test]
