@@ -8,7 +8,7 @@ use std::sync::{
 };
 
 use record::{Code, Direction};
-use telemetry::metrics::{Exposition, Kind, Metric};
+use telemetry::metrics::{Exposition, Family, Kind, Metric};
 
 const DIRECTIONS: [Direction; 2] = [Direction::Inbound, Direction::Outbound];
 const STATUS_CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
@@ -181,9 +181,6 @@ pub struct Surroundings<'a> {
 
 /// Appends all metrics to `out`, in the order of the catalogue.
 pub fn render(workers: &[Arc<WorkerMetrics>], around: &Surroundings<'_>, out: &mut String) {
-    let sum = |direction: Direction, of: &dyn Fn(&DirectionMetrics) -> u64| -> u64 {
-        workers.iter().map(|worker| of(worker.of(direction))).sum()
-    };
     let mut text = Exposition::new(out);
     for metric in CATALOGUE {
         let mut family = text.family(metric);
@@ -210,45 +207,45 @@ pub fn render(workers: &[Arc<WorkerMetrics>], around: &Surroundings<'_>, out: &m
             }
             name => {
                 for direction in DIRECTIONS {
-                    let label = direction.as_str();
-                    let closed = |of: &DirectionMetrics| of.closed.iter().map(|count| count.load(Relaxed)).sum::<u64>();
-                    match name {
-                        "picket_connections_opened_total" => {
-                            family.sample(&[label], sum(direction, &|of| of.opened.load(Relaxed)));
-                        }
-                        "picket_connections_open" => {
-                            family.sample(
-                                &[label],
-                                sum(direction, &|of| of.opened.load(Relaxed).saturating_sub(closed(of))),
-                            );
-                        }
-                        "picket_client_bytes_total" => {
-                            family.sample(&[label], sum(direction, &|of| of.from_client.load(Relaxed)));
-                        }
-                        "picket_server_bytes_total" => {
-                            family.sample(&[label], sum(direction, &|of| of.from_server.load(Relaxed)));
-                        }
-                        "picket_requests_total" => {
-                            for (at, class) in STATUS_CLASSES.iter().enumerate() {
-                                family.sample(&[label, class], sum(direction, &|of| of.requests[at].load(Relaxed)));
-                            }
-                        }
-                        _ => {
-                            let closing = name == "picket_connections_closed_total";
-                            for (at, code) in Code::ALL.iter().enumerate() {
-                                let of = |of: &DirectionMetrics| {
-                                    let counts = if closing { &of.closed } else { &of.request_endings };
-                                    counts[at].load(Relaxed)
-                                };
-                                match sum(direction, &of) {
-                                    0 if *code != Code::Ok => {}
-                                    count => {
-                                        family.sample(&[label, code.as_str()], count);
-                                    }
-                                }
-                            }
-                        }
-                    }
+                    of_direction(&mut family, name, workers, direction);
+                }
+            }
+        }
+    }
+}
+
+/// Appends the samples of one direction.
+fn of_direction(family: &mut Family<'_>, name: &str, workers: &[Arc<WorkerMetrics>], direction: Direction) {
+    let label = direction.as_str();
+    let sum =
+        |of: &dyn Fn(&DirectionMetrics) -> u64| -> u64 { workers.iter().map(|worker| of(worker.of(direction))).sum() };
+    let load = |count: &AtomicU64| count.load(Relaxed);
+    match name {
+        "picket_connections_opened_total" => {
+            family.sample(&[label], sum(&|of| load(&of.opened)));
+        }
+        "picket_connections_open" => {
+            let open = |of: &DirectionMetrics| load(&of.opened).saturating_sub(of.closed.iter().map(load).sum());
+            family.sample(&[label], sum(&open));
+        }
+        "picket_client_bytes_total" => {
+            family.sample(&[label], sum(&|of| load(&of.from_client)));
+        }
+        "picket_server_bytes_total" => {
+            family.sample(&[label], sum(&|of| load(&of.from_server)));
+        }
+        "picket_requests_total" => {
+            for (at, class) in STATUS_CLASSES.iter().enumerate() {
+                family.sample(&[label, class], sum(&|of| load(&of.requests[at])));
+            }
+        }
+        _ => {
+            let closing = name == "picket_connections_closed_total";
+            for (at, code) in Code::ALL.iter().enumerate() {
+                let count = sum(&|of| load(if closing { &of.closed[at] } else { &of.request_endings[at] }));
+                // Codes that never happened would be most of the page.
+                if count > 0 || *code == Code::Ok {
+                    family.sample(&[label, code.as_str()], count);
                 }
             }
         }
