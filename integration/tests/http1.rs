@@ -35,6 +35,7 @@ fn curl_is_served_on_both_families_and_recorded_on_both_sides() {
                 (key::HTTP_REQUEST_METHOD, "GET"),
                 (key::URL_PATH, "/hello.txt"),
                 (key::SERVICE, "web.demo"),
+                (key::DECISION, "meshed"),
                 (key::CODE, "ok"),
             ] {
                 assert_eq!(found[0].text(name), Some(expected), "{family} {direction} {name}");

@@ -96,7 +96,8 @@ impl Facts {
         let server_workload =
             upstream.and_then(|upstream| upstream.workload.as_deref()).or(self.server_workload.as_deref());
         let tls = self.tls.as_ref().or(upstream.and_then(|upstream| upstream.tls.as_ref()));
-        let decided_here = self.direction == Direction::Inbound || self.decision == Decision::Refused;
+        // Outbound, what was decided about the endpoint counts, once there is one.
+        let decided_here = self.direction == Direction::Inbound;
         let (decision, decision_reason) = match upstream {
             Some(upstream) if !decided_here => (upstream.decision, upstream.reason),
             Some(_) | None => (self.decision, self.reason),

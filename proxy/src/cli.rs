@@ -54,7 +54,10 @@ pub fn main() -> ExitCode {
             },
         },
         Command::Redirect(options) => match redirect::run(&options) {
-            Ok(_installed) => Exit::Success.into(),
+            Ok(installed) => {
+                eprintln!("picket-proxy: {installed}");
+                Exit::Success.into()
+            }
             Err(error) => failed(&error, Exit::Failed),
         },
     }
