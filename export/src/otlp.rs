@@ -30,7 +30,7 @@ const ENVELOPE_BYTES_MAX: usize = 64;
 const PATH: &str = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
 
 /// A collector and what it is told about us.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Config {
     /// `https://host:port`, or `http://host:port` for clear text.
     pub endpoint: String,
@@ -42,6 +42,14 @@ pub struct Config {
     pub roots: Option<PathBuf>,
     /// Attributes of the resource.
     pub resource: Vec<(String, String)>,
+}
+
+impl std::fmt::Debug for Config {
+    /// Header values are often credentials: only their names are shown.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let headers: Vec<_> = self.headers.iter().map(|(name, _)| name).collect();
+        f.debug_struct("Config").field("endpoint", &self.endpoint).field("headers", &headers).finish_non_exhaustive()
+    }
 }
 
 /// Why a configuration cannot be used.

@@ -39,7 +39,7 @@ impl Stage {
     pub fn start(settings: &Settings) -> Result<Self> {
         let net = Net::new()?;
         let collector = Collector::start(&net.link, SocketAddr::from((LINK_IPV4, 4317)))?;
-        let settings = Settings { collector: Some(collector.address()), ..settings.clone() };
+        let settings = Settings { collector: settings.collector.or(Some(collector.address())), ..settings.clone() };
         let workloads = [Workload::meshed("client"), Workload::meshed("server"), Workload::plain("stranger")];
         let service = Service {
             name: "web".to_owned(),

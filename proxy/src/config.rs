@@ -93,7 +93,7 @@ pub struct Identity {
 }
 
 /// An OTLP collector.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Export {
     /// `https://host:port`, or `http://host:port` for clear text.
     pub endpoint: String,
@@ -105,6 +105,20 @@ pub struct Export {
     pub timeout: Duration,
     /// Attributes of the resource, such as `k8s.pod.name`.
     pub resource: Vec<(String, String)>,
+}
+
+impl std::fmt::Debug for Export {
+    /// Header values are often credentials: only their names are shown.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let headers: Vec<_> = self.headers.iter().map(|(name, _)| name).collect();
+        f.debug_struct("Export")
+            .field("endpoint", &self.endpoint)
+            .field("roots", &self.roots)
+            .field("headers", &headers)
+            .field("timeout", &self.timeout)
+            .field("resource", &self.resource)
+            .finish()
+    }
 }
 
 /// The log of connections and requests on stdout.
