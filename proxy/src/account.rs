@@ -200,6 +200,11 @@ impl Account {
         }
     }
 
+    /// Who dialled.
+    pub fn source(&self) -> SocketAddr {
+        self.facts.borrow().source
+    }
+
     /// Where the client wanted to go.
     pub fn destination(&self) -> SocketAddr {
         self.facts.borrow().destination

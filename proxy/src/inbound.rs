@@ -10,6 +10,7 @@ use tokio::{net::TcpStream, time::timeout};
 
 use crate::{
     account::Account,
+    config::Plaintext,
     connect::{Target, tls_facts},
     detect::{self, Opening},
     discover::{AppProtocol, Discovery},
@@ -32,7 +33,7 @@ pub async fn serve(worker: &Worker, account: &Rc<Account>, stream: TcpStream) ->
     let server_first = worker.config.detect.server_first_ports.contains(&account.destination().port());
     let (stream, opening) = if server_first || hint == Some(AppProtocol::Tcp) {
         // A proxy speaks first on these ports, too: give its ClientHello the chance to come before the rule for clear text.
-        hello_or_silence(worker, stream).await?
+        hello_or_silence(worker, account, stream).await?
     } else {
         detect::opening(stream, worker.config.detect.timeout).await.map_err(ConnectionError::Client)?
     };
@@ -58,9 +59,13 @@ fn describe(worker: &Worker, account: &Account) -> Option<AppProtocol> {
 }
 
 /// Waits a moment for a ClientHello on a port where the server speaks first.
-async fn hello_or_silence(worker: &Worker, stream: TcpStream) -> Result<(TcpStream, Opening), ConnectionError> {
+async fn hello_or_silence(
+    worker: &Worker,
+    account: &Account,
+    stream: TcpStream,
+) -> Result<(TcpStream, Opening), ConnectionError> {
     let mut first = [0];
-    match timeout(worker.config.detect.timeout.min(SERVER_FIRST_PATIENCE), stream.peek(&mut first)).await {
+    match timeout(patience(worker, account), stream.peek(&mut first)).await {
         Ok(Ok(1)) if first[0] == 0x16 => {
             detect::opening(stream, worker.config.detect.timeout).await.map_err(ConnectionError::Client)
         }
@@ -69,7 +74,19 @@ async fn hello_or_silence(worker: &Worker, stream: TcpStream) -> Result<(TcpStre
     }
 }
 
-/// A client of the mesh sends its ClientHello at once; a client of such a server waits for a greeting.
+/// How long silence may last before it is taken for a client that waits for a greeting. Where the client should be of
+/// the mesh, a ClientHello that is late must not be taken for clear text.
+fn patience(worker: &Worker, account: &Account) -> std::time::Duration {
+    let source =
+        worker.discovery.snapshot().workload(account.source().ip()).is_some_and(|workload| workload.identity.is_some());
+    if source || worker.config.inbound.plaintext == Plaintext::Strict {
+        worker.config.detect.timeout
+    } else {
+        worker.config.detect.timeout.min(SERVER_FIRST_PATIENCE)
+    }
+}
+
+/// A client outside the mesh waits for a greeting: it should not wait long.
 const SERVER_FIRST_PATIENCE: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// A client that proves who it is.
