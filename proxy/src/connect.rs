@@ -32,7 +32,7 @@ const IDLE_MAX: usize = 64;
 /// How long one is kept: well below the keep-alive time that the proxy at its other end allows.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 /// Endpoints that are tried for one connection.
-const ATTEMPTS_MAX: usize = 3;
+pub const ATTEMPTS_MAX: usize = 3;
 /// TLS settings kept per worker, one for each identity and protocol.
 const TLS_CONFIGS_MAX: usize = 4096;
 
@@ -145,30 +145,46 @@ impl Connector {
             Target::Discovered(destination) => destination,
         };
         let mut tried = Vec::new();
-        let mut last =
-            ConnectionError::NoEndpoint(destination.service.as_deref().unwrap_or("the destination").to_owned());
+        let mut last = ConnectionError::NoEndpoint(service_of(destination));
         while tried.len() < ATTEMPTS_MAX {
-            let Some((endpoint, in_flight)) = self.balancer.pick(&destination.endpoints, &tried, Instant::now()) else {
-                break;
-            };
+            let Some((endpoint, in_flight)) = self.pick(destination, &tried) else { break };
             if reuse && let Some(mut connected) = self.kept(&endpoint) {
                 connected.in_flight = Some(in_flight);
                 return Ok(connected);
             }
-            match self.dial(&endpoint, alpn).await {
+            match self.reach(&endpoint, alpn).await {
                 Ok(mut connected) => {
-                    self.balancer.reached(endpoint.address);
                     connected.in_flight = Some(in_flight);
                     return Ok(connected);
                 }
                 Err(error) => {
-                    self.balancer.failed(endpoint.address, Instant::now());
                     tried.push(endpoint.address);
                     last = error;
                 }
             }
         }
         Err(last)
+    }
+
+    /// The endpoint that takes the next connection or request, and its use until dropped; `None` when all were tried.
+    pub fn pick(&self, destination: &Destination, tried: &[SocketAddr]) -> Option<(Arc<Endpoint>, InFlight)> {
+        self.balancer.pick(&destination.endpoints, tried, Instant::now())
+    }
+
+    /// A new connection to this endpoint; the balancer hears how it went.
+    ///
+    /// # Errors
+    /// Why it could not be made.
+    ///
+    /// # Cancellation
+    /// A connection half made is closed.
+    pub async fn reach(&self, endpoint: &Endpoint, alpn: &'static [u8]) -> Result<Connected, ConnectionError> {
+        let result = self.dial(endpoint, alpn).await;
+        match &result {
+            Ok(_) => self.balancer.reached(endpoint.address),
+            Err(_) => self.balancer.failed(endpoint.address, Instant::now()),
+        }
+        result
     }
 
     fn kept(&self, endpoint: &Endpoint) -> Option<Connected> {
@@ -266,6 +282,11 @@ impl Connector {
         let config = || TlsConnector::from(Arc::new(identity::client_config(&self.store, identity, alpn)));
         configs.entry((identity.clone(), alpn)).or_insert_with(config).clone()
     }
+}
+
+/// How an error names the destination.
+pub fn service_of(destination: &Destination) -> String {
+    destination.service.as_deref().unwrap_or("the destination").to_owned()
 }
 
 fn plain(

@@ -19,11 +19,17 @@ use tokio_rustls::{client, server};
 /// Bytes that one read may bring at most: four TLS records.
 pub const READ_BYTES_MAX: usize = 64 * 1024;
 
+/// A reader with less room than this is read ahead for: TLS asks for 4 KiB at a time.
+const READ_AHEAD_BELOW: usize = 16 * 1024;
+
 thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES_MAX].into_boxed_slice());
+    /// As `SCRATCH`, below TLS.
+    static AHEAD: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES_MAX].into_boxed_slice());
 }
 
-/// A TCP stream with the bytes that were read from it to find out what it speaks, put back in front.
+/// A TCP stream with the bytes that were read from it already (to find out what it speaks, or ahead of a reader that
+/// takes little at a time) in front.
 #[derive(Debug)]
 pub struct Prefixed {
     prefix: Vec<u8>,
@@ -62,7 +68,17 @@ impl AsyncRead for Prefixed {
             }
             return Poll::Ready(Ok(()));
         }
-        Pin::new(&mut this.inner).poll_read(cx, buf)
+        if buf.remaining() >= READ_AHEAD_BELOW {
+            return Pin::new(&mut this.inner).poll_read(cx, buf);
+        }
+        AHEAD.with_borrow_mut(|ahead| {
+            let mut read = ReadBuf::new(ahead);
+            ready!(Pin::new(&mut this.inner).poll_read(cx, &mut read))?;
+            let (now, later) = read.filled().split_at(buf.remaining().min(read.filled().len()));
+            buf.put_slice(now);
+            this.prefix.extend_from_slice(later);
+            Poll::Ready(Ok(()))
+        })
     }
 }
 

@@ -23,7 +23,7 @@ use crate::{
     discover::FileDiscovery,
     drain::Drain,
     error::ConnectionError,
-    forward::Hop,
+    forward::{Hop, http2::Servers},
     inbound,
     journal::{BATCH_INTERVAL, Journal},
     original_dst, outbound,
@@ -48,6 +48,8 @@ pub struct Worker {
     /// TLS for clients of the mesh.
     pub acceptor: TlsAcceptor,
     connector: Rc<Connector>,
+    /// HTTP/2 connections that all clients share.
+    servers: Rc<Servers>,
     journal: Rc<Journal>,
     drain: Drain,
     connections: Cell<usize>,
@@ -134,6 +136,7 @@ pub fn run(parts: Parts, listeners: Listeners) -> io::Result<()> {
         discovery: parts.discovery,
         store: parts.store,
         connector,
+        servers: Rc::default(),
         journal: Rc::clone(&journal),
         drain: parts.drain,
         connections: Cell::new(0),
@@ -160,6 +163,7 @@ async fn serve(worker: Rc<Worker>, listeners: Listeners) -> io::Result<()> {
     drop((outbound, inbound));
     worker.journal.drain();
     worker.connector.close_idle();
+    worker.servers.close_idle();
     let deadline = Instant::now() + worker.config.drain_timeout;
     while worker.connections.get() > 0 && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -177,6 +181,7 @@ async fn chores(worker: Rc<Worker>) {
         if swept.elapsed() >= SWEEP_INTERVAL {
             swept = Instant::now();
             worker.connector.sweep(swept);
+            worker.servers.sweep(swept);
         }
     }
 }
@@ -267,6 +272,7 @@ impl Worker {
             connector: Rc::clone(&self.connector),
             target,
             shared,
+            servers: if shared { Rc::clone(&self.servers) } else { Rc::default() },
             drain: self.drain.clone(),
             head_bytes_max: limits.request_head_bytes,
             head_timeout: limits.request_head_timeout,

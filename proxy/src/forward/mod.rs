@@ -32,8 +32,10 @@ pub struct Hop {
     pub connector: Rc<Connector>,
     /// Where requests go.
     pub target: Target,
-    /// Server connections may serve several clients (outbound) or only this one (inbound).
+    /// Kept HTTP/1 connections may serve several clients (outbound) or only this one (inbound).
     pub shared: bool,
+    /// HTTP/2 connections to servers: the worker's (outbound), or this client's own (inbound).
+    pub servers: Rc<http2::Servers>,
     /// Tells when to stop.
     pub drain: Drain,
     /// Bytes of a head at most.

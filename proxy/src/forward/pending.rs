@@ -24,6 +24,11 @@ impl Pending {
         self.written == self.bytes.len()
     }
 
+    /// Bytes that wait.
+    pub fn len(&self) -> usize {
+        self.bytes.len() - self.written
+    }
+
     /// The buffer to append to.
     pub fn buffer(&mut self) -> &mut Vec<u8> {
         &mut self.bytes

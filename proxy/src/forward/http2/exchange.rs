@@ -1,0 +1,376 @@
+//! One request over HTTP/2: its account, its way to a server and back, and its answer when there is none.
+//!
+//! Data moves only as fast as its taker's window opens; resets go through in both directions; trailers are kept. A
+//! request that the server says it did not look at is sent again once, if it has no body (RFC 9113 section 8.7).
+
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream, SendStream, client::ResponseFuture, server::SendResponse};
+use http::{HeaderMap, Request, Response, header};
+use record::{Code, HttpVersion};
+
+use super::servers::Lease;
+use crate::{
+    account::RequestAccount,
+    error::ConnectionError,
+    forward::{
+        Hop,
+        head::{FIELDS_MAX, Refusal, trace_parent},
+    },
+};
+
+/// How long a taker may keep its window shut while there is something for it.
+const STALL_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Why a stream did not come to its end.
+struct Cut {
+    code: Code,
+    detail: String,
+    reason: Reason,
+    /// The server says that it did not look at the request.
+    unseen: bool,
+}
+
+impl Cut {
+    fn new(code: Code, detail: &str, reason: Reason) -> Self {
+        Self { code, detail: detail.to_owned(), reason, unseen: false }
+    }
+
+    fn client(error: &h2::Error) -> Self {
+        let code = match error.reason() {
+            Some(Reason::CANCEL | Reason::NO_ERROR) => Code::RequestCanceled,
+            Some(_) => Code::Http2ProtocolError,
+            None => Code::ClientClosed,
+        };
+        Self::new(code, &error.to_string(), error.reason().unwrap_or(Reason::CANCEL))
+    }
+
+    fn server(error: &h2::Error) -> Self {
+        let code = if error.is_reset() { Code::ServerReset } else { Code::ServerClosed };
+        let reason = error.reason().unwrap_or(Reason::INTERNAL_ERROR);
+        let unseen = error.is_remote() && (error.is_go_away() || reason == Reason::REFUSED_STREAM);
+        Self { unseen, ..Self::new(code, &error.to_string(), reason) }
+    }
+}
+
+impl From<ConnectionError> for Cut {
+    fn from(error: ConnectionError) -> Self {
+        Self::new(error.code(), &telemetry::chain(&error).to_string(), Reason::INTERNAL_ERROR)
+    }
+}
+
+impl From<Refusal> for Cut {
+    fn from(refusal: Refusal) -> Self {
+        Self::new(refusal.code, refusal.detail, Reason::PROTOCOL_ERROR)
+    }
+}
+
+/// Which end of the hop a body comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Giver {
+    Client,
+    Server,
+}
+
+/// Opens the account of one request, forwards it, and finishes the account.
+pub(super) async fn exchange(hop: &Hop, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+    let mut account = open(hop, &request);
+    let result = match check(hop, &request) {
+        Ok(()) => forward(hop, request, &mut respond, &mut account).await,
+        Err(refusal) => Err(Cut::from(refusal)),
+    };
+    let connection = &hop.account;
+    connection.from_client.set(connection.from_client.get() + account.request_body_bytes);
+    connection.from_server.set(connection.from_server.get() + account.response_body_bytes);
+    match result {
+        Ok(()) => account.finish(Code::Ok, None),
+        Err(Cut { code, detail, reason, .. }) => {
+            if account.first_byte.is_none() && code != Code::RequestCanceled {
+                answer(&mut respond, &mut account, code);
+            } else {
+                respond.send_reset(reason);
+            }
+            account.finish(code, Some(&detail));
+        }
+    }
+}
+
+fn open(hop: &Hop, request: &Request<RecvStream>) -> RequestAccount {
+    let uri = request.uri();
+    let authority = uri.authority().map(http::uri::Authority::as_str);
+    let mut account =
+        RequestAccount::open(&hop.account, request.method().as_str(), uri.path(), authority, HttpVersion::Http2);
+    let text = |name: &str| request.headers().get(name).map(http::HeaderValue::as_bytes);
+    account.is_grpc = text("content-type").is_some_and(|value| value.starts_with(b"application/grpc"));
+    account.trace = text("traceparent").and_then(trace_parent);
+    account
+}
+
+/// What h2 lets through and a server could misread, or could not hold (RFC 9113 sections 8.3.1 and 10.5.1).
+fn check(hop: &Hop, request: &Request<RecvStream>) -> Result<(), Refusal> {
+    let refuse = |code, detail| Err(Refusal { code, detail });
+    let fields = request.headers();
+    if fields.len() > FIELDS_MAX {
+        return refuse(Code::RequestHeadTooLarge, "more than 128 fields");
+    }
+    let bytes: usize = fields.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+    if bytes + target > hop.head_bytes_max {
+        return refuse(Code::RequestHeadTooLarge, "the head is over the limit");
+    }
+    let mut hosts = fields.get_all(header::HOST).iter();
+    let (host, second) = (hosts.next(), hosts.next());
+    if second.is_some() {
+        return refuse(Code::RequestAmbiguous, "more than one Host");
+    }
+    match (request.uri().authority(), host) {
+        (Some(authority), Some(host)) if !authority.as_str().as_bytes().eq_ignore_ascii_case(host.as_bytes()) => {
+            refuse(Code::RequestAmbiguous, ":authority and Host name different authorities")
+        }
+        (Some(_) | None, _) => Ok(()),
+    }
+}
+
+/// Answers for a server that could not, or a request that may not go there.
+fn answer(respond: &mut SendResponse<Bytes>, account: &mut RequestAccount, code: Code) {
+    let status = code.http_status().unwrap_or(502);
+    let mut response = Response::new(());
+    *response.status_mut() = http::StatusCode::from_u16(if account.is_grpc { 200 } else { status }).unwrap_or_default();
+    let headers = response.headers_mut();
+    headers.insert("picket-error", http::HeaderValue::from_static(code.as_str()));
+    if account.is_grpc {
+        let grpc_status = grpc_status_for(status);
+        headers.insert("content-type", http::HeaderValue::from_static("application/grpc"));
+        headers.insert("grpc-status", http::HeaderValue::from(grpc_status));
+        headers.insert("grpc-message", http::HeaderValue::from_static(code.as_str()));
+        account.grpc_status = Some(grpc_status);
+    }
+    account.status = Some(response.status().as_u16());
+    // A client that has gone meanwhile needs no answer.
+    let _sent = respond.send_response(response, true);
+}
+
+/// The gRPC status for an HTTP status, as in gRPC's "HTTP to gRPC Status Code Mapping"; 431 is a 400 to gRPC.
+fn grpc_status_for(status: u16) -> u32 {
+    match status {
+        400 | 431 => 13,
+        403 => 7,
+        429 | 502..=504 => 14,
+        _ => 2,
+    }
+}
+
+async fn forward(
+    hop: &Hop,
+    request: Request<RecvStream>,
+    respond: &mut SendResponse<Bytes>,
+    account: &mut RequestAccount,
+) -> Result<(), Cut> {
+    let (head, mut body) = request.into_parts();
+    let ends = body.is_end_stream();
+    let again = ends.then(|| head.clone());
+    let sent = send(hop, Request::from_parts(head, ()), ends, &mut body, respond, account).await;
+    match (sent, again) {
+        (Err(cut), Some(head)) if cut.unseen && account.first_byte.is_none() => {
+            account.resends += 1;
+            send(hop, Request::from_parts(head, ()), ends, &mut body, respond, account).await
+        }
+        (sent, _) => sent,
+    }
+}
+
+/// Sends the request to a server, and its answer to the client.
+async fn send(
+    hop: &Hop,
+    head: Request<()>,
+    ends: bool,
+    body: &mut RecvStream,
+    respond: &mut SendResponse<Bytes>,
+    account: &mut RequestAccount,
+) -> Result<(), Cut> {
+    let mut lease = hop.servers.lease(&hop.connector, &hop.target).await?;
+    account.note_upstream(lease.upstream());
+    let (response, mut to_server) = lease.send.send_request(head, ends).map_err(|error| gone(&lease, &error))?;
+    let mut up_bytes = 0;
+    let result = {
+        let upward = async {
+            if ends { Ok(()) } else { pump(Giver::Client, body, &mut to_server, &mut up_bytes).await.map(drop) }
+        };
+        both(upward, receive(response, respond, account, &lease)).await
+    };
+    account.request_body_bytes = up_bytes;
+    result
+}
+
+/// The server's error; a connection on which it goes away takes no further request.
+fn gone(lease: &Lease, error: &h2::Error) -> Cut {
+    if !error.is_reset() {
+        lease.retire();
+    }
+    Cut::server(error)
+}
+
+/// Brings the answer to the client.
+async fn receive(
+    mut response: ResponseFuture,
+    respond: &mut SendResponse<Bytes>,
+    account: &mut RequestAccount,
+    lease: &Lease,
+) -> Result<(), Cut> {
+    let response = poll_fn(|cx| {
+        if let Poll::Ready(response) = Pin::new(&mut response).poll(cx) {
+            return Poll::Ready(response.map_err(|error| gone(lease, &error)));
+        }
+        respond.poll_reset(cx).map(|reset| Err(reset_by_client(reset)))
+    })
+    .await?;
+    account.first_byte = Some(Instant::now());
+    account.status = Some(response.status().as_u16());
+    account.grpc_status = status_of_call(response.headers());
+    let (head, mut body) = response.into_parts();
+    let ends = body.is_end_stream();
+    let mut to_client =
+        respond.send_response(Response::from_parts(head, ()), ends).map_err(|error| Cut::client(&error))?;
+    if !ends
+        && let Some(trailers) = pump(Giver::Server, &mut body, &mut to_client, &mut account.response_body_bytes).await?
+    {
+        account.grpc_status = status_of_call(&trailers).or(account.grpc_status);
+    }
+    Ok(())
+}
+
+fn reset_by_client(reset: Result<Reason, h2::Error>) -> Cut {
+    match reset {
+        Ok(reason) => Cut::new(Code::RequestCanceled, "reset by the client", reason),
+        Err(error) => Cut::client(&error),
+    }
+}
+
+/// Runs both directions; the answer's end is the end, whether or not the server took the whole request.
+async fn both(
+    up: impl Future<Output = Result<(), Cut>>,
+    down: impl Future<Output = Result<(), Cut>>,
+) -> Result<(), Cut> {
+    let (mut up, mut down) = (std::pin::pin!(up), std::pin::pin!(down));
+    tokio::select! {
+        biased;
+        done = &mut down => done,
+        sent = &mut up => match sent {
+            Ok(()) => down.await,
+            // The server may have stopped reading because it answers: hear it out.
+            Err(cut) if cut.code == Code::ServerReset => down.await,
+            Err(cut) => Err(cut),
+        },
+    }
+}
+
+/// Moves one body and its trailers, at the pace of the taker.
+async fn pump(
+    from: Giver,
+    body: &mut RecvStream,
+    to: &mut SendStream<Bytes>,
+    bytes: &mut u64,
+) -> Result<Option<HeaderMap>, Cut> {
+    while let Some(data) = next(from, body, to).await? {
+        let length = data.len();
+        *bytes += length as u64;
+        let last = body.is_end_stream();
+        give(from, data, last, to).await?;
+        // An error means that the stream ended: its next read says so.
+        let _released = body.flow_control().release_capacity(length);
+        if last {
+            return Ok(None);
+        }
+    }
+    let trailers = body.trailers().await.map_err(|error| from.giver(&error))?;
+    match &trailers {
+        Some(trailers) => to.send_trailers(trailers.clone()),
+        None => to.send_data(Bytes::new(), true),
+    }
+    .map_err(|error| from.taker(&error))?;
+    Ok(trailers)
+}
+
+/// The next piece of the body; a taker that gives up meanwhile is noticed at once.
+async fn next(from: Giver, body: &mut RecvStream, to: &mut SendStream<Bytes>) -> Result<Option<Bytes>, Cut> {
+    let next = poll_fn(|cx| match body.poll_data(cx) {
+        Poll::Ready(data) => Poll::Ready(data.transpose().map_err(|error| from.giver(&error))),
+        Poll::Pending => to.poll_reset(cx).map(|reset| {
+            Err(match (from, reset) {
+                (Giver::Server, reset) => reset_by_client(reset),
+                (Giver::Client, Ok(reason)) => Cut::new(Code::ServerReset, "reset by the server", reason),
+                (Giver::Client, Err(error)) => Cut::server(&error),
+            })
+        }),
+    })
+    .await;
+    if let Err(cut) = &next {
+        to.send_reset(cut.reason);
+    }
+    next
+}
+
+/// Gives one piece to the taker as its window allows; `last` ends the stream.
+async fn give(from: Giver, mut data: Bytes, last: bool, to: &mut SendStream<Bytes>) -> Result<(), Cut> {
+    if data.is_empty() {
+        return if last { to.send_data(data, true).map_err(|error| from.taker(&error)) } else { Ok(()) };
+    }
+    while !data.is_empty() {
+        to.reserve_capacity(data.len());
+        let capacity = match tokio::time::timeout(STALL_TIMEOUT, poll_fn(|cx| to.poll_capacity(cx))).await {
+            Ok(Some(Ok(capacity))) => capacity,
+            Ok(Some(Err(error))) => return Err(from.taker(&error)),
+            Ok(None) => return Err(from.taker_gone("the stream was reset", Reason::CANCEL)),
+            Err(_) => return Err(from.taker_gone("its window was shut for 300 s", Reason::ENHANCE_YOUR_CALM)),
+        };
+        let piece = data.split_to(capacity.min(data.len()));
+        to.send_data(piece, last && data.is_empty()).map_err(|error| from.taker(&error))?;
+    }
+    Ok(())
+}
+
+impl Giver {
+    fn giver(self, error: &h2::Error) -> Cut {
+        match self {
+            Self::Client => Cut::client(error),
+            Self::Server => Cut::server(error),
+        }
+    }
+
+    fn taker(self, error: &h2::Error) -> Cut {
+        match self {
+            Self::Client => Cut::server(error),
+            Self::Server => Cut::client(error),
+        }
+    }
+
+    fn taker_gone(self, detail: &str, reason: Reason) -> Cut {
+        let code = match self {
+            Self::Client => Code::ServerReset,
+            Self::Server => Code::RequestCanceled,
+        };
+        Cut::new(code, detail, reason)
+    }
+}
+
+fn status_of_call(fields: &HeaderMap) -> Option<u32> {
+    fields.get("grpc-status")?.to_str().ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::grpc_status_for;
+
+    #[test]
+    fn grpc_statuses_are_those_of_the_mapping() {
+        for (status, expected) in [(400, 13), (403, 7), (431, 13), (500, 2), (502, 14), (503, 14), (504, 14)] {
+            assert_eq!(grpc_status_for(status), expected, "{status}");
+        }
+    }
+}
