@@ -9,8 +9,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 
 /// The contract files, and the file that prost makes of each package.
-const CONTRACTS: [&str; 1] = ["istio_ca.proto"];
-const GENERATED: [&str; 1] = ["istio.v1.auth.rs"];
+const CONTRACTS: [&str; 2] = ["istio_ca.proto", "picket_trust.proto"];
+const GENERATED: [&str; 2] = ["istio.v1.auth.rs", "picket.trust.v1.rs"];
 
 fn main() -> Result<()> {
     let api = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("this crate lives in api/codegen")?;
