@@ -2,7 +2,7 @@
 //!
 //! Control characters are escaped, so that no value can forge a line. Damaged bytes give fewer attributes, never a panic.
 
-use std::fmt::Write as _;
+use std::io::Write as _;
 
 use crate::key;
 
@@ -84,29 +84,37 @@ pub enum Attribute<'a> {
 
 /// The attributes of a record, in their order.
 pub fn attributes(record: &[u8]) -> impl Iterator<Item = (&str, Attribute<'_>)> {
+    pairs(record).filter_map(|(name, value)| Some((std::str::from_utf8(name).ok()?, attribute(value)?)))
+}
+
+/// Names and encoded values of the attributes; most of them a line of text does not need decoded.
+fn pairs(record: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     Fields(record).filter_map(|(number, field)| match field {
-        Field::Bytes(bytes) if number == 6 => attribute(bytes),
+        Field::Bytes(bytes) if number == 6 => pair(bytes),
         Field::Bytes(_) | Field::Number(_) => None,
     })
 }
 
-fn attribute(bytes: &[u8]) -> Option<(&str, Attribute<'_>)> {
+fn pair(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (mut name, mut value) = (None, None);
     for (number, field) in Fields(bytes) {
         match (number, field) {
-            (1, Field::Bytes(bytes)) => name = std::str::from_utf8(bytes).ok(),
-            (2, Field::Bytes(bytes)) => value = Fields(bytes).next(),
+            (1, Field::Bytes(bytes)) => name = Some(bytes),
+            (2, Field::Bytes(bytes)) => value = Some(bytes),
             _ => {}
         }
     }
-    let value = match value? {
+    Some((name?, value?))
+}
+
+fn attribute(value: &[u8]) -> Option<Attribute<'_>> {
+    Some(match Fields(value).next()? {
         (1, Field::Bytes(bytes)) => Attribute::Text(std::str::from_utf8(bytes).ok()?),
         (2, Field::Number(number)) => Attribute::Bool(number != 0),
         (3, Field::Number(number)) => Attribute::Int(number as i64),
         (4, Field::Number(number)) => Attribute::Double(f64::from_bits(number)),
         _ => return None,
-    };
-    Some((name?, value))
+    })
 }
 
 fn time_and_name(record: &[u8]) -> (u64, &str) {
@@ -124,108 +132,205 @@ fn time_and_name(record: &[u8]) -> (u64, &str) {
 /// Appends one record as one line of JSON: `time`, `event`, then its attributes under their own names.
 pub fn json(record: &[u8], out: &mut Vec<u8>) {
     let (time, name) = time_and_name(record);
-    let mut line = String::with_capacity(512);
-    // Writing to a String cannot fail.
-    let _ = write!(line, "{{\"time\":\"{}\",\"event\":", Rfc3339(time));
-    quote(&mut line, name);
+    put(out, format_args!("{{\"time\":\"{}\",\"event\":", Rfc3339(time)));
+    quote(name, out);
     for (name, value) in attributes(record) {
-        line.push(',');
-        quote(&mut line, name);
-        line.push(':');
-        let _ = match value {
-            Attribute::Text(text) => {
-                quote(&mut line, text);
-                Ok(())
-            }
-            Attribute::Int(number) => write!(line, "{number}"),
-            Attribute::Double(number) if number.is_finite() => write!(line, "{number}"),
-            Attribute::Double(_) => write!(line, "null"),
-            Attribute::Bool(truth) => write!(line, "{truth}"),
-        };
+        out.push(b',');
+        quote(name, out);
+        out.push(b':');
+        match value {
+            Attribute::Text(text) => quote(text, out),
+            Attribute::Int(number) => put(out, format_args!("{number}")),
+            Attribute::Double(number) if number.is_finite() => put(out, format_args!("{number}")),
+            Attribute::Double(_) => out.extend_from_slice(b"null"),
+            Attribute::Bool(truth) => put(out, format_args!("{truth}")),
+        }
     }
-    line.push_str("}\n");
-    out.extend_from_slice(line.as_bytes());
+    out.extend_from_slice(b"}\n");
 }
+
+/// One part of a line of text.
+enum Part {
+    Literal(&'static str),
+    /// The value of an attribute.
+    Value(&'static str),
+    /// As `Value`, padded to eight characters.
+    Padded(&'static str),
+    /// Seconds, as milliseconds.
+    Millis(&'static str),
+}
+use Part::{Literal, Millis, Padded, Value};
+
+/// A request's line, after time and event.
+const REQUEST: &[Part] = &[
+    Literal(" "),
+    Padded(key::DIRECTION),
+    Literal(" "),
+    Value(key::HTTP_REQUEST_METHOD),
+    Literal(" "),
+    Value(key::SERVER_ADDRESS),
+    Value(key::URL_PATH),
+    Literal(" "),
+    Value(key::HTTP_RESPONSE_STATUS_CODE),
+    Literal(" "),
+    Millis(key::DURATION),
+    Literal(" "),
+    Value(key::HTTP_REQUEST_BODY_SIZE),
+    Literal("B/"),
+    Value(key::HTTP_RESPONSE_BODY_SIZE),
+    Literal("B "),
+];
+
+/// A connection's line, after time and event.
+const CONNECTION: &[Part] = &[
+    Literal(" "),
+    Padded(key::DIRECTION),
+    Literal(" "),
+    Value(key::SOURCE_ADDRESS),
+    Literal(":"),
+    Value(key::SOURCE_PORT),
+    Literal(" -> "),
+    Value(key::DESTINATION_ADDRESS),
+    Literal(":"),
+    Value(key::DESTINATION_PORT),
+    Literal(" "),
+    Value(key::NETWORK_PROTOCOL_NAME),
+    Literal(" "),
+    Millis(key::DURATION),
+    Literal(" "),
+    Value(key::BYTES_FROM_CLIENT),
+    Literal("B/"),
+    Value(key::BYTES_FROM_SERVER),
+    Literal("B "),
+];
+
+/// The end of both.
+const WHO: &[Part] = &[
+    Value(key::CLIENT_IDENTITY),
+    Literal(" -> "),
+    Value(key::SERVER_IDENTITY),
+    Literal(" ("),
+    Value(key::DECISION),
+    Literal(" "),
+    Value(key::TLS_CURVE),
+    Literal(") "),
+    Value(key::CODE),
+];
+
+/// Attributes that one line of text looks at; records have fewer.
+const PAIRS_MAX: usize = 64;
 
 /// Appends one record as one line for people.
 pub fn text(record: &[u8], out: &mut Vec<u8>) {
     let (time, name) = time_and_name(record);
-    let mut line = format!("{} {:<17}", Rfc3339(time), printable(name));
-    let find = |wanted: &str| attributes(record).find(|(name, _)| *name == wanted).map(|(_, value)| value);
-    let text_of = |wanted: &str| match find(wanted) {
-        Some(Attribute::Text(text)) => printable(text),
-        Some(Attribute::Int(number)) => number.to_string(),
-        Some(Attribute::Double(number)) => number.to_string(),
-        Some(Attribute::Bool(truth)) => truth.to_string(),
-        None => "-".to_owned(),
-    };
-    let millis = match find(key::DURATION) {
-        Some(Attribute::Double(seconds)) => format!("{:.3}ms", seconds * 1e3),
-        Some(_) | None => "-".to_owned(),
-    };
-    let who = format!(
-        "{} -> {} ({} {})",
-        text_of(key::CLIENT_IDENTITY),
-        text_of(key::SERVER_IDENTITY),
-        text_of(key::DECISION),
-        text_of(key::TLS_CURVE)
-    );
-    // Writing to a String cannot fail.
-    let _ = match name {
-        "picket.request" => writeln!(
-            line,
-            " {:<8} {} {}{} {} {millis} {}B/{}B {who} {}",
-            text_of(key::DIRECTION),
-            text_of(key::HTTP_REQUEST_METHOD),
-            text_of(key::SERVER_ADDRESS),
-            text_of(key::URL_PATH),
-            text_of(key::HTTP_RESPONSE_STATUS_CODE),
-            text_of(key::HTTP_REQUEST_BODY_SIZE),
-            text_of(key::HTTP_RESPONSE_BODY_SIZE),
-            text_of(key::CODE),
-        ),
-        "picket.connection" => writeln!(
-            line,
-            " {:<8} {}:{} -> {}:{} {} {millis} {}B/{}B {who} {}",
-            text_of(key::DIRECTION),
-            text_of(key::SOURCE_ADDRESS),
-            text_of(key::SOURCE_PORT),
-            text_of(key::DESTINATION_ADDRESS),
-            text_of(key::DESTINATION_PORT),
-            text_of(key::NETWORK_PROTOCOL_NAME),
-            text_of(key::BYTES_FROM_CLIENT),
-            text_of(key::BYTES_FROM_SERVER),
-            text_of(key::CODE),
-        ),
+    put(out, format_args!("{} ", Rfc3339(time)));
+    padded(17, out, |out| printable(name, out));
+    let parts = match name {
+        "picket.request" => REQUEST,
+        "picket.connection" => CONNECTION,
         _ => {
-            for (name, _) in attributes(record) {
-                let _ = write!(line, " {}={}", printable(name), text_of(name));
+            for (name, value) in attributes(record) {
+                out.push(b' ');
+                printable(name, out);
+                out.push(b'=');
+                show(value, out);
             }
-            writeln!(line)
+            out.push(b'\n');
+            return;
         }
     };
-    out.extend_from_slice(line.as_bytes());
+    let mut found = [(&[][..], &[][..]); PAIRS_MAX];
+    let mut count = 0;
+    for pair in pairs(record).take(PAIRS_MAX) {
+        found[count] = pair;
+        count += 1;
+    }
+    let find =
+        |wanted: &str| found[..count].iter().find(|(name, _)| *name == wanted.as_bytes()).map(|(_, value)| *value);
+    let value = |wanted: &str| find(wanted).and_then(attribute);
+    for part in parts.iter().chain(WHO) {
+        match *part {
+            Literal(text) => out.extend_from_slice(text.as_bytes()),
+            Value(wanted) => show_or_dash(value(wanted), out),
+            Padded(wanted) => padded(8, out, |out| show_or_dash(value(wanted), out)),
+            Millis(wanted) => match value(wanted) {
+                Some(Attribute::Double(seconds)) => {
+                    let micros = (seconds * 1e6).round() as u64;
+                    put(out, format_args!("{}.{:03}ms", micros / 1000, micros % 1000));
+                }
+                Some(_) | None => out.push(b'-'),
+            },
+        }
+    }
+    out.push(b'\n');
 }
 
-/// The text with control characters (line ends and terminal escapes among them) escaped.
-fn printable(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+fn put(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
+    // Writing to memory cannot fail.
+    let _ = out.write_fmt(text);
+}
+
+/// What `write` appends, filled up to `width` bytes.
+fn padded(width: usize, out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+    let end = out.len() + width;
+    write(out);
+    if out.len() < end {
+        out.resize(end, b' ');
+    }
+}
+
+fn show_or_dash(value: Option<Attribute<'_>>, out: &mut Vec<u8>) {
+    match value {
+        Some(value) => show(value, out),
+        None => out.push(b'-'),
+    }
+}
+
+fn show(value: Attribute<'_>, out: &mut Vec<u8>) {
+    match value {
+        Attribute::Text(text) => printable(text, out),
+        Attribute::Int(number) => put(out, format_args!("{number}")),
+        Attribute::Double(number) => put(out, format_args!("{number}")),
+        Attribute::Bool(truth) => put(out, format_args!("{truth}")),
+    }
+}
+
+/// True when no character of the text is a control character; a quick look that may say no where a slow one says yes.
+fn is_plain(text: &str) -> bool {
+    // 0xc2 begins U+0080 to U+00BF, the second half of the control characters among them.
+    !text.bytes().any(|byte| byte < b' ' || byte == 0x7f || byte == 0xc2)
+}
+
+/// Appends the text with control characters (line ends and terminal escapes among them) escaped.
+fn printable(text: &str, out: &mut Vec<u8>) {
+    if is_plain(text) {
+        return out.extend_from_slice(text.as_bytes());
+    }
+    for c in text.chars() {
+        if c.is_control() {
+            put(out, format_args!("{}", c.escape_default()));
+        } else {
+            put(out, format_args!("{c}"));
+        }
+    }
 }
 
 /// Appends a JSON string (RFC 8259 section 7).
-fn quote(line: &mut String, text: &str) {
-    line.push('"');
-    for c in text.chars() {
-        match c {
-            '"' => line.push_str("\\\""),
-            '\\' => line.push_str("\\\\"),
-            c if c.is_control() => {
-                let _ = write!(line, "\\u{:04x}", c as u32);
+fn quote(text: &str, out: &mut Vec<u8>) {
+    out.push(b'"');
+    if is_plain(text) && !text.bytes().any(|byte| matches!(byte, b'"' | b'\\')) {
+        out.extend_from_slice(text.as_bytes());
+    } else {
+        for c in text.chars() {
+            match c {
+                '"' => out.extend_from_slice(b"\\\""),
+                '\\' => out.extend_from_slice(b"\\\\"),
+                c if c.is_control() => put(out, format_args!("\\u{:04x}", c as u32)),
+                c => put(out, format_args!("{c}")),
             }
-            c => line.push(c),
         }
     }
-    line.push('"');
+    out.push(b'"');
 }
 
 /// Nanoseconds since 1970 as RFC 3339 with milliseconds (days to civil date: Hinnant, chrono-compatible algorithms).
