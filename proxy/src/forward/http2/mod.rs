@@ -129,7 +129,7 @@ impl Session {
             let (request, respond) = accepted?;
             let (hop, open) = (Rc::clone(&self.hop), Open::new(&self.streams));
             tokio::task::spawn_local(async move {
-                exchange(&hop, request, respond).await;
+                exchange(hop, request, respond).await;
                 drop(open);
             });
         }
