@@ -3,6 +3,10 @@
 //! Everything is real: picket-ca, picket-proxy with its redirect, and stock programs as applications. A test needs root
 //! (or a user namespace) and fails, not skips, without it.
 
+pub mod envoy;
+pub mod foreign;
+pub mod pki;
+
 use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result};
@@ -37,6 +41,14 @@ impl Stage {
     /// # Errors
     /// When a part does not start.
     pub fn start(settings: &Settings) -> Result<Self> {
+        Self::with_services(settings, &[])
+    }
+
+    /// As [`Self::start`], with more services than the web; who serves them is the caller's to start.
+    ///
+    /// # Errors
+    /// When a part does not start.
+    pub fn with_services(settings: &Settings, more: &[Service]) -> Result<Self> {
         let net = Net::new()?;
         let collector = Collector::start(&net.link, SocketAddr::from((LINK_IPV4, 4317)))?;
         let settings = Settings { collector: settings.collector.or(Some(collector.address())), ..settings.clone() };
@@ -47,7 +59,7 @@ impl Stage {
             ports: vec![ServicePort { port: WEB_PORT, target: WEB_TARGET, app_protocol: Some("http".to_owned()) }],
             endpoints: vec![Endpoint::of("server")],
         };
-        let mesh = Mesh::start(net, &settings, &workloads, &[service])?;
+        let mesh = Mesh::start(net, &settings, &workloads, &[&[service], more].concat())?;
         mesh.directory.write("hello.txt", "hello from the server\n")?;
         // As root: where Python comes from a version manager, other users may not execute it.
         let mut command = mesh.pod("server")?.pod.command(0, "python3");

@@ -1,10 +1,11 @@
-//! Peers that are not ours: refused with the reason in the record.
+//! Who is not of the mesh, and who is of the mesh but somebody else: refused with the reason in the record. TLS peers that
+//! are not ours are in `foreign_clients` and `foreign_servers`.
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use integration::{DEADLINE, Stage, WEB_TARGET};
 use record::key;
-use testkit::{Settings, run, until};
+use testkit::{Settings, until};
 
 /// Waits for the inbound connection record with this code.
 fn refused_with(stage: &Stage, code: &str) {
@@ -14,57 +15,6 @@ fn refused_with(stage: &Stage, code: &str) {
     let found = found.unwrap();
     assert!(found[0].text(key::DETAIL).is_some_and(|detail| !detail.is_empty()));
     assert!(found[0].is(key::DECISION, "refused"));
-}
-
-/// `openssl s_client` from outside the mesh to the server's own port; whether it succeeds is its own affair.
-fn s_client(stage: &Stage, arguments: &[&str]) {
-    let server = stage.mesh.pod("server").unwrap().pod.ipv4;
-    let mut command = stage.mesh.pod("stranger").unwrap().pod.command(integration::APP_UID, "openssl");
-    command.args(["s_client", "-alpn", "picket/http1", "-connect", &format!("{server}:{WEB_TARGET}")]).args(arguments);
-    command.stdin(std::process::Stdio::null());
-    let _refused = run(&mut command);
-}
-
-#[test]
-fn strangers_are_refused_and_the_record_says_why() {
-    let stage = Stage::start(&Settings::default()).unwrap();
-    let directory = stage.mesh.directory.path();
-
-    s_client(&stage, &[]);
-    refused_with(&stage, "peer_certificate_missing");
-
-    s_client(&stage, &["-tls1_2"]);
-    refused_with(&stage, "tls_version_unsupported");
-
-    let (key_file, certificate) = (directory.join("stranger.key"), directory.join("stranger.pem"));
-    let san = "subjectAltName=URI:spiffe://demo.picket.dev/ns/demo/sa/client";
-    let mut make = std::process::Command::new("openssl");
-    make.args([
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-        "-days",
-        "1",
-        "-subj",
-        "/CN=client",
-    ]);
-    make.args([
-        "-addext",
-        san,
-        "-addext",
-        "keyUsage=critical,digitalSignature",
-        "-addext",
-        "basicConstraints=critical,CA:FALSE",
-    ]);
-    make.arg("-keyout").arg(&key_file).arg("-out").arg(&certificate);
-    run(&mut make).unwrap();
-    run(std::process::Command::new("chmod").arg("0644").arg(&key_file)).unwrap();
-    s_client(&stage, &["-cert", certificate.to_str().unwrap(), "-key", key_file.to_str().unwrap()]);
-    refused_with(&stage, "peer_certificate_untrusted");
 }
 
 #[test]

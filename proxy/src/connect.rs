@@ -227,11 +227,11 @@ impl Connector {
         let name = rustls_pki_types::ServerName::from(endpoint.address.ip());
         let handshake = self.tls(identity, alpn).connect(name, Prefixed::new(Vec::new(), socket));
         let tls = match timeout(self.handshake_timeout, handshake).await {
-            Ok(done) => done.map_err(ConnectionError::Handshake)?,
-            Err(_) => return Err(ConnectionError::HandshakeTimeout),
+            Ok(done) => done.map_err(|error| ConnectionError::handshake(endpoint.address, error))?,
+            Err(_) => return Err(ConnectionError::HandshakeTimeout(endpoint.address)),
         };
         if tls.get_ref().1.alpn_protocol() != Some(alpn) {
-            return Err(ConnectionError::Alpn(String::from_utf8_lossy(alpn).into_owned()));
+            return Err(ConnectionError::Alpn(endpoint.address, String::from_utf8_lossy(alpn).into_owned()));
         }
         let upstream = Upstream {
             address: endpoint.address,

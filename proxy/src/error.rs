@@ -2,7 +2,8 @@
 
 use std::{io, net::SocketAddr};
 
-use record::Code;
+use identity::PeerError;
+use record::{ClosedBy, Code, Direction, Side, Step};
 
 use crate::forward::head::Refusal;
 
@@ -25,14 +26,17 @@ pub enum ConnectionError {
     #[error("the client did not complete a request head in time")]
     RequestHeadTimeout,
     /// A TLS handshake, with either side, took too long.
-    #[error("the TLS handshake was not done in time")]
-    HandshakeTimeout,
+    #[error("the TLS handshake with {0} was not done in time")]
+    HandshakeTimeout(SocketAddr),
+    /// We refused the peer for what it showed, or did not show, in a TLS handshake.
+    #[error("the TLS handshake with {0} was refused")]
+    Peer(SocketAddr, #[source] PeerError),
     /// A TLS handshake failed.
-    #[error("the TLS handshake failed")]
-    Handshake(#[source] io::Error),
+    #[error("the TLS handshake with {0} failed")]
+    Handshake(SocketAddr, #[source] io::Error),
     /// The peer speaks TLS but agreed to none of our protocols.
-    #[error("the peer did not agree to {0}")]
-    Alpn(String),
+    #[error("{0} did not agree to {1}")]
+    Alpn(SocketAddr, String),
     /// Strict mode, and the client is not in the mesh.
     #[error("plaintext is refused: inbound.plaintext is strict")]
     PlaintextRefused,
@@ -72,6 +76,26 @@ pub enum ConnectionError {
 }
 
 impl ConnectionError {
+    /// What a failed handshake with `peer` was: its refusal by us, or anything else.
+    pub fn handshake(peer: SocketAddr, error: io::Error) -> Self {
+        match identity::peer_failure(&error) {
+            Some(reason) => Self::Peer(peer, reason.clone()),
+            None => Self::Handshake(peer, error),
+        }
+    }
+
+    /// Whose doing the end of a connection was. In TLS the peer is the client inbound, and the server outbound.
+    pub fn closed_by(&self, direction: Direction) -> ClosedBy {
+        let code = self.code();
+        match (code.side(), code.step(), direction) {
+            (Side::Client | Side::Server, Step::Tls, Direction::Inbound) => ClosedBy::Client,
+            (Side::Client | Side::Server, Step::Tls, Direction::Outbound) => ClosedBy::Server,
+            (Side::Client, ..) => ClosedBy::Client,
+            (Side::Server, ..) => ClosedBy::Server,
+            (Side::Us | Side::Policy | Side::None, ..) => ClosedBy::Us,
+        }
+    }
+
     /// The stable code of this ending.
     pub fn code(&self) -> Code {
         match self {
@@ -80,9 +104,11 @@ impl ConnectionError {
             Self::Client(error) if is_reset(error) => Code::ClientReset,
             Self::Client(_) | Self::ClientClosed => Code::ClientClosed,
             Self::RequestHeadTimeout => Code::RequestHeadTimeout,
-            Self::HandshakeTimeout => Code::TlsHandshakeTimeout,
-            Self::Handshake(error) => handshake_code(error),
-            Self::Alpn(_) => Code::TlsHandshakeFailed,
+            Self::HandshakeTimeout(_) => Code::TlsHandshakeTimeout,
+            Self::Peer(_, reason) => peer_code(reason),
+            Self::Handshake(_, error) if identity::version_unsupported(error) => Code::TlsVersionUnsupported,
+            Self::Handshake(_, error) if identity::refused_by_peer(error) => Code::PeerRefusedUs,
+            Self::Handshake(..) | Self::Alpn(..) => Code::TlsHandshakeFailed,
             Self::PlaintextRefused => Code::PlaintextRefused,
             Self::NoEndpoint(_) => Code::NoEndpoint,
             Self::CredentialsUnavailable => Code::CredentialsUnavailable,
@@ -127,23 +153,60 @@ fn http2_code(error: &h2::Error) -> Code {
     }
 }
 
-/// Which of the peer's faults, or whose refusal, made a handshake fail.
-fn handshake_code(error: &io::Error) -> Code {
-    use identity::PeerError;
-    match identity::peer_failure(error) {
-        Some(PeerError::CertificateMissing) => Code::PeerCertificateMissing,
-        Some(PeerError::Untrusted { .. }) => Code::PeerCertificateUntrusted,
-        Some(PeerError::Expired { .. }) => Code::PeerCertificateExpired,
-        Some(PeerError::NotYetValid { .. }) => Code::PeerCertificateNotYetValid,
-        Some(PeerError::Usage { .. } | PeerError::ChainTooLong { .. }) => Code::PeerCertificateUsage,
-        Some(PeerError::Malformed { .. }) => Code::PeerCertificateMalformed,
-        Some(PeerError::IdentityMissing) => Code::PeerIdentityMissing,
-        Some(PeerError::IdentityAmbiguous { .. }) => Code::PeerIdentityAmbiguous,
-        Some(PeerError::IdentityMalformed { .. }) => Code::PeerIdentityMalformed,
-        Some(PeerError::TrustDomainMismatch { .. }) => Code::PeerTrustDomainMismatch,
-        Some(PeerError::IdentityMismatch { .. }) => Code::PeerIdentityMismatch,
-        None if identity::version_unsupported(error) => Code::TlsVersionUnsupported,
-        None if identity::refused_by_peer(error) => Code::PeerRefusedUs,
-        None => Code::TlsHandshakeFailed,
+/// Which of the peer's faults it was.
+fn peer_code(reason: &PeerError) -> Code {
+    match reason {
+        PeerError::CertificateMissing => Code::PeerCertificateMissing,
+        PeerError::Untrusted { .. } => Code::PeerCertificateUntrusted,
+        PeerError::Expired { .. } => Code::PeerCertificateExpired,
+        PeerError::NotYetValid { .. } => Code::PeerCertificateNotYetValid,
+        PeerError::Usage { .. } | PeerError::ChainTooLong { .. } => Code::PeerCertificateUsage,
+        PeerError::Malformed { .. } => Code::PeerCertificateMalformed,
+        PeerError::IdentityMissing => Code::PeerIdentityMissing,
+        PeerError::IdentityAmbiguous { .. } => Code::PeerIdentityAmbiguous,
+        PeerError::IdentityMalformed { .. } => Code::PeerIdentityMalformed,
+        PeerError::TrustDomainMismatch { .. } => Code::PeerTrustDomainMismatch,
+        PeerError::IdentityMismatch { .. } => Code::PeerIdentityMismatch,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer() -> SocketAddr {
+        SocketAddr::from(([10, 0, 0, 1], 443))
+    }
+
+    #[test]
+    fn a_refused_peer_is_named_in_words() {
+        let reason = PeerError::ChainTooLong { length: 9 };
+        let refused = rustls::CertificateError::Other(rustls::OtherError(std::sync::Arc::new(reason)));
+        let error = io::Error::other(rustls::Error::InvalidCertificate(refused));
+        let error = ConnectionError::handshake(peer(), error);
+        assert_eq!(error.code(), Code::PeerCertificateUsage);
+        assert_eq!(
+            telemetry::chain(&error).to_string(),
+            "the TLS handshake with 10.0.0.1:443 was refused: the peer sent 9 certificates, more than 4"
+        );
+    }
+
+    #[test]
+    fn in_tls_the_peer_is_the_client_inbound_and_the_server_outbound() {
+        let ended = || io::Error::from(io::ErrorKind::UnexpectedEof);
+        for error in [
+            ConnectionError::handshake(peer(), ended()),
+            ConnectionError::HandshakeTimeout(peer()),
+            ConnectionError::Peer(peer(), PeerError::CertificateMissing),
+        ] {
+            assert_eq!(error.closed_by(Direction::Inbound), ClosedBy::Client, "{error}");
+            assert_eq!(error.closed_by(Direction::Outbound), ClosedBy::Server, "{error}");
+        }
+        for direction in [Direction::Inbound, Direction::Outbound] {
+            assert_eq!(ConnectionError::PlaintextRefused.closed_by(direction), ClosedBy::Us);
+            assert_eq!(ConnectionError::CredentialsUnavailable.closed_by(direction), ClosedBy::Us);
+            assert_eq!(ConnectionError::ClientClosed.closed_by(direction), ClosedBy::Client);
+            assert_eq!(ConnectionError::ServerClosed.closed_by(direction), ClosedBy::Server);
+        }
     }
 }

@@ -99,11 +99,12 @@ async fn mesh(
     if worker.store.current().is_none() {
         return Err(ConnectionError::CredentialsUnavailable);
     }
+    account.note(|facts| facts.reason = "the client did not prove an identity of this trust domain");
     let started = std::time::Instant::now();
     let accept = worker.acceptor.accept(Prefixed::new(opening.bytes, stream));
     let tls = match timeout(worker.config.limits.tls_handshake_timeout, accept).await {
-        Ok(done) => done.map_err(ConnectionError::Handshake)?,
-        Err(_) => return Err(ConnectionError::HandshakeTimeout),
+        Ok(done) => done.map_err(|error| ConnectionError::handshake(account.source(), error))?,
+        Err(_) => return Err(ConnectionError::HandshakeTimeout(account.source())),
     };
     account.client_handshake.set(Some(started.elapsed()));
     let session = tls.get_ref().1;
@@ -111,7 +112,10 @@ async fn mesh(
         Some(identity::ALPN_H2) => Protocol::Http2,
         Some(identity::ALPN_HTTP1) => Protocol::Http1,
         Some(identity::ALPN_TCP) => Protocol::Tcp,
-        Some(_) | None => return Err(ConnectionError::Alpn("picket/h2, picket/http1 or picket/tcp".to_owned())),
+        Some(_) | None => {
+            let ours = "picket/h2, picket/http1 or picket/tcp".to_owned();
+            return Err(ConnectionError::Alpn(account.source(), ours));
+        }
     };
     account.note(|facts| {
         facts.client_identity = identity::peer_id(session).map(|id| (id, EstablishedBy::MutualTls));

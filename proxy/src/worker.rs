@@ -230,11 +230,7 @@ async fn connection(worker: &Worker, direction: Direction, stream: TcpStream, so
     match result {
         Ok(closed_by) => account.finish(closed_by, Code::Ok, None),
         Err(error) => {
-            let closed_by = match error.code().side() {
-                record::Side::Client => ClosedBy::Client,
-                record::Side::Server => ClosedBy::Server,
-                record::Side::Us | record::Side::Policy | record::Side::None => ClosedBy::Us,
-            };
+            let closed_by = error.closed_by(direction);
             account.finish(closed_by, error.code(), Some(&telemetry::chain(&error).to_string()));
         }
     }

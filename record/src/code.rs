@@ -149,7 +149,7 @@ impl Code {
         self.facts().0
     }
 
-    /// Whose side it was. For TLS this is the inbound view; outbound, the peer is the server.
+    /// Whose side it was. At the step `Tls` it is the peer's, which is the client inbound and the server outbound.
     pub const fn side(self) -> Side {
         self.facts().1
     }
