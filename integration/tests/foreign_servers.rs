@@ -23,6 +23,9 @@ const HELLO: &str = "hello from the server\n";
 const NO_TLS_1_3: Verdict = Verdict::Refused { code: "tls_version_unsupported", detail: "ProtocolVersion" };
 const NO_AGREEMENT: Verdict =
     Verdict::Refused { code: "tls_handshake_failed", detail: "did not agree to picket/http1" };
+/// h2 keeps no detail of how its stream failed.
+const HTTP2_REFUSED_US: Verdict =
+    Verdict::Refused { code: "peer_refused_us", detail: "did not accept our certificate" };
 const REFUSED_US: Verdict = Verdict::Refused { code: "peer_refused_us", detail: "fatal alert" };
 
 /// The mesh, with a service on the pod `stranger` whose endpoints must prove to be [`FOREIGN`].
@@ -123,6 +126,7 @@ fn envoy_is_used_as_who_discovery_names_or_refused_with_the_reason() {
     peers.extend([
         ("http2", Verdict::Served(FOREIGN), http2),
         ("http2-expired", expired.as_server, Tls { shown: Some(&expired.shown), ..http2 }),
+        ("http2-trusts-another-root", HTTP2_REFUSED_US, Tls { bundle: &other, ..http2 }),
         ("http2-tls-1.2", NO_TLS_1_3, Tls { version: "TLSv1_2", ..http2 }),
         ("tls-1.2", NO_TLS_1_3, Tls { version: "TLSv1_2", ..http1 }),
         ("no-protocol", NO_AGREEMENT, Tls { alpn: None, ..http1 }),

@@ -40,6 +40,9 @@ pub enum ConnectionError {
     /// Strict mode, and the client is not in the mesh.
     #[error("plaintext is refused: inbound.plaintext is strict")]
     PlaintextRefused,
+    /// The server ended HTTP/2 because of our certificate.
+    #[error("the peer did not accept our certificate")]
+    RefusedByPeer,
     /// The service has no endpoint of this address family.
     #[error("{0} has no endpoint")]
     NoEndpoint(String),
@@ -110,6 +113,7 @@ impl ConnectionError {
             Self::Handshake(_, error) if identity::refused_by_peer(error) => Code::PeerRefusedUs,
             Self::Handshake(..) | Self::Alpn(..) => Code::TlsHandshakeFailed,
             Self::PlaintextRefused => Code::PlaintextRefused,
+            Self::RefusedByPeer => Code::PeerRefusedUs,
             Self::NoEndpoint(_) => Code::NoEndpoint,
             Self::CredentialsUnavailable => Code::CredentialsUnavailable,
             Self::Connect(_, error) => connect_code(error),

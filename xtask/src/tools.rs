@@ -112,6 +112,9 @@ fn once(
     make: impl FnOnce(&Path) -> Result<(), Failure>,
 ) -> Result<PathBuf, Failure> {
     let directory = cache.join(format!("{name}-{:016x}", hash(definition)));
+    // Two runs at once: the second waits, and finds what the first has made.
+    let lock = fs::File::create(directory.with_extension("lock"))?;
+    lock.lock()?;
     let whole = directory.join(".whole");
     if !whole.exists() {
         eprintln!("x: {name} is made once and kept in {}", directory.display());

@@ -62,6 +62,9 @@ impl Cut {
 
 impl From<ConnectionError> for Cut {
     fn from(error: ConnectionError) -> Self {
+        if let ConnectionError::ServerHttp2(error) = &error {
+            return Self::server(error);
+        }
         Self::new(error.code(), &telemetry::chain(&error).to_string(), Reason::INTERNAL_ERROR)
     }
 }
@@ -198,7 +201,7 @@ async fn send(
 ) -> Result<(), Cut> {
     let mut lease = hop.servers.lease(&hop.connector, &hop.target).await?;
     account.note_upstream(lease.upstream());
-    let (response, mut to_server) = lease.send.send_request(head, ends).map_err(|error| gone(&lease, &error))?;
+    let (response, mut to_server) = lease.send.send_request(head, ends).map_err(|error| lease.gone(error))?;
     let mut up_bytes = 0;
     let result = {
         let upward = async {
@@ -210,14 +213,6 @@ async fn send(
     result
 }
 
-/// The server's error; a connection on which it goes away takes no further request.
-fn gone(lease: &Lease, error: &h2::Error) -> Cut {
-    if !error.is_reset() {
-        lease.retire();
-    }
-    Cut::server(error)
-}
-
 /// Brings the answer to the client.
 async fn receive(
     mut response: ResponseFuture,
@@ -227,7 +222,7 @@ async fn receive(
 ) -> Result<(), Cut> {
     let response = poll_fn(|cx| {
         if let Poll::Ready(response) = Pin::new(&mut response).poll(cx) {
-            return Poll::Ready(response.map_err(|error| gone(lease, &error)));
+            return Poll::Ready(response.map_err(|error| lease.gone(error).into()));
         }
         respond.poll_reset(cx).map(|reset| Err(reset_by_client(reset)))
     })
@@ -265,8 +260,8 @@ async fn both(
         done = &mut down => done,
         sent = &mut up => match sent {
             Ok(()) => down.await,
-            // The server may have stopped reading because it answers: hear it out.
-            Err(cut) if cut.code == Code::ServerReset => down.await,
+            // The server may have stopped reading because it answers, or says more of its end: hear it out.
+            Err(cut) if matches!(cut.code, Code::ServerReset | Code::ServerClosed) => down.await,
             Err(cut) => Err(cut),
         },
     }
@@ -376,7 +371,7 @@ mod tests {
             size_of::<F>()
         }
         let bytes = size(exchange);
-        assert!(bytes <= 3072, "{bytes} bytes");
+        assert!(bytes <= 4608, "{bytes} bytes");
     }
 
     #[test]

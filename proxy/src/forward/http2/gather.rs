@@ -30,14 +30,27 @@ enum Flush {
     Due,
 }
 
-/// Tells the stream below a connection where turns begin; held by the task that drives the connection.
+/// The stream below a connection, as its driver sees it: where turns begin, and what h2 does not say of its end.
 #[derive(Debug, Clone)]
-pub(super) struct Turn(Rc<Cell<Flush>>);
+pub(super) struct Turn(Rc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    flush: Cell<Flush>,
+    refused_by_peer: Cell<bool>,
+}
 
 impl Turn {
     /// To be called once at the beginning of each poll of the task that drives the connection.
     pub(super) fn begin(&self) {
-        self.0.set(if self.0.get() == Flush::Due { Flush::Now } else { Flush::PutOff });
+        let flush = &self.0.flush;
+        flush.set(if flush.get() == Flush::Due { Flush::Now } else { Flush::PutOff });
+    }
+
+    /// The peer ended the connection because of our certificate. With TLS 1.3 that shows at the first read; of such an
+    /// error h2 keeps no more than a text.
+    pub(super) fn refused_by_peer(&self) -> bool {
+        self.0.refused_by_peer.get()
     }
 }
 
@@ -46,22 +59,22 @@ impl Turn {
 pub(super) struct Gather {
     stream: Stream,
     out: Pending,
-    flush: Rc<Cell<Flush>>,
+    shared: Rc<Shared>,
 }
 
 impl Gather {
     /// Gathers what is written to `stream`.
     pub(super) fn new(stream: Stream) -> (Self, Turn) {
-        let flush = Rc::new(Cell::new(Flush::Now));
-        let turn = Turn(Rc::clone(&flush));
-        (Self { stream, out: Pending::default(), flush }, turn)
+        let shared = Rc::new(Shared { flush: Cell::new(Flush::Now), refused_by_peer: Cell::new(false) });
+        let turn = Turn(Rc::clone(&shared));
+        (Self { stream, out: Pending::default(), shared }, turn)
     }
 
     fn poll_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let written = self.out.poll_flush(cx, &mut self.stream);
         if written.is_pending() {
             // When the socket takes more, that turn's flush must not be put off again.
-            self.flush.set(Flush::Due);
+            self.shared.flush.set(Flush::Due);
         }
         written
     }
@@ -74,7 +87,11 @@ impl Gather {
 
 impl AsyncRead for Gather {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let read = ready!(Pin::new(&mut self.stream).poll_read(cx, buf));
+        if let Err(error) = &read {
+            self.shared.refused_by_peer.set(identity::refused_by_peer(error));
+        }
+        Poll::Ready(read)
     }
 }
 
@@ -102,11 +119,11 @@ impl AsyncWrite for Gather {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.flush.get() == Flush::Now {
+        if self.shared.flush.get() == Flush::Now {
             return self.poll_out(cx);
         }
-        if !self.out.is_empty() && self.flush.get() == Flush::PutOff {
-            self.flush.set(Flush::Due);
+        if !self.out.is_empty() && self.shared.flush.get() == Flush::PutOff {
+            self.shared.flush.set(Flush::Due);
             cx.waker().wake_by_ref();
         }
         Poll::Ready(Ok(()))

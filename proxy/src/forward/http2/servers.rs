@@ -18,7 +18,10 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use identity::SpiffeId;
 
-use super::{CONNECTION_WINDOW, HEADER_LIST_BYTES_MAX, SEND_BUFFER_MAX, STREAM_WINDOW, STREAMS_MAX, gather::Gather};
+use super::{
+    CONNECTION_WINDOW, HEADER_LIST_BYTES_MAX, SEND_BUFFER_MAX, STREAM_WINDOW, STREAMS_MAX,
+    gather::{Gather, Turn},
+};
 use crate::{
     account::Upstream,
     balance::InFlight,
@@ -51,6 +54,7 @@ struct Server {
     streams: Cell<usize>,
     used: Cell<Instant>,
     ended: Cell<bool>,
+    turn: Turn,
 }
 
 /// One stream's right to a connection; gives it back when dropped.
@@ -68,9 +72,16 @@ impl Lease {
         &self.server.upstream
     }
 
-    /// Nothing more is sent on this connection.
-    pub fn retire(&self) {
-        self.server.ended.set(true);
+    /// Why a request failed with `error`; unless that was about its stream alone, the connection takes no other.
+    pub fn gone(&self, error: h2::Error) -> ConnectionError {
+        if !error.is_reset() {
+            self.server.ended.set(true);
+        }
+        if self.server.turn.refused_by_peer() {
+            ConnectionError::RefusedByPeer
+        } else {
+            ConnectionError::ServerHttp2(error)
+        }
     }
 }
 
@@ -191,10 +202,7 @@ impl Server {
         self.streams.set(self.streams.get() + 1);
         let mut lease = Lease { send: self.send.clone(), server: self, in_flight: None };
         // An error says that the connection ended, or that the server takes no more on it.
-        poll_fn(|cx| lease.send.poll_ready(cx)).await.map_err(|error| {
-            lease.retire();
-            ConnectionError::ServerHttp2(error)
-        })?;
+        poll_fn(|cx| lease.send.poll_ready(cx)).await.map_err(|error| lease.gone(error))?;
         Ok(lease)
     }
 }
@@ -216,7 +224,7 @@ async fn start(connected: Connected) -> Result<Rc<Server>, ConnectionError> {
     let (stream, turn) = Gather::new(stream);
     let (send, mut connection) = builder.handshake(stream).await.map_err(ConnectionError::ServerHttp2)?;
     let (streams, used, ended) = (Cell::new(0), Cell::new(Instant::now()), Cell::new(false));
-    let server = Rc::new(Server { send, upstream, streams, used, ended });
+    let server = Rc::new(Server { send, upstream, streams, used, ended, turn: turn.clone() });
     let driven = Rc::downgrade(&server);
     tokio::task::spawn_local(async move {
         // Every stream of the connection learns of its end by itself.
