@@ -112,6 +112,7 @@ fn once(
     make: impl FnOnce(&Path) -> Result<(), Failure>,
 ) -> Result<PathBuf, Failure> {
     let directory = cache.join(format!("{name}-{:016x}", hash(definition)));
+    fs::create_dir_all(cache)?;
     // Two runs at once: the second waits, and finds what the first has made.
     let lock = fs::File::create(directory.with_extension("lock"))?;
     lock.lock()?;
