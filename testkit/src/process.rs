@@ -126,7 +126,12 @@ impl Process {
     /// # Errors
     /// When it cannot be started.
     pub fn spawn(name: &str, mut command: Command, directory: &RunDir) -> Result<Self> {
-        let file = |suffix: &str| fs::File::create(directory.path().join(format!("{name}.{suffix}")));
+        // Appending, so that a file which has been read can be emptied while the program runs.
+        let file = |suffix: &str| {
+            let path = directory.path().join(format!("{name}.{suffix}"));
+            fs::File::create(&path)?;
+            fs::OpenOptions::new().append(true).open(path)
+        };
         let child = command
             .stdin(Stdio::null())
             .stdout(file("out")?)

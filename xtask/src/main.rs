@@ -12,6 +12,7 @@ use std::{path::Path, process::ExitCode};
 const USAGE: &str = "usage: ./x <command>
   demo [--keep …]   builds Picket and shows it at work in three network namespaces
   test              unit tests, then the integration tests with real programs
+  bench [--quick …] the same load through nginx, Envoy and Picket; see --help
   check             formatting, clippy, documentation, house rules, licences and bans
   fmt               formats the sources
   tools             builds or installs the tools of the integration tests and prints where they are";
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
     let done = match command {
         "demo" => demo(rest),
         "test" => test(rest),
+        "bench" => bench(rest),
         "check" => check(),
         "fmt" => Command::new("cargo").args(["fmt", "--all"]).run(),
         "tools" => tools::ready().map(|tools| tools.print()),
@@ -65,6 +67,18 @@ fn test(arguments: &[String]) -> Result<(), Failure> {
         .env("PICKET_BIN_DIR", process::target_dir().join("debug"))
         .env("PICKET_COLLECTOR", &tools.collector)
         .env("PICKET_ENVOY", &tools.envoy)
+        .run()
+}
+
+/// What is measured is built as it is released; what measures is not.
+fn bench(arguments: &[String]) -> Result<(), Failure> {
+    let cargo = || Command::new("cargo").args(["build", "--quiet"]);
+    cargo().args(["--release", "--package", "ca", "--package", "proxy", "--bins"]).run()?;
+    cargo().args(["--package", "benches"]).run()?;
+    Command::new(process::target_dir().join("debug/picket-bench"))
+        .args(arguments)
+        .env("PICKET_BIN_DIR", process::target_dir().join("release"))
+        .env("PICKET_ENVOY", tools::envoy_ready()?)
         .run()
 }
 

@@ -40,6 +40,13 @@ pub(crate) fn ready() -> Result<Tools, Failure> {
     Ok(Tools { collector: collector(&cache)?, envoy: envoy(&cache)? })
 }
 
+/// Installs Envoy if it is not there, and nothing else.
+pub(crate) fn envoy_ready() -> Result<PathBuf, Failure> {
+    let cache = cache()?;
+    fs::create_dir_all(&cache)?;
+    envoy(&cache)
+}
+
 fn cache() -> Result<PathBuf, Failure> {
     let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
     let base = std::env::var_os("XDG_CACHE_HOME").filter(|base| !base.is_empty()).map(PathBuf::from).or_else(home);
