@@ -2,7 +2,7 @@
 //!
 //! Control characters are escaped, so that no value can forge a line. Damaged bytes give fewer attributes, never a panic.
 
-use std::fmt::Write as _;
+use std::io::Write as _;
 
 use crate::key;
 
@@ -124,126 +124,216 @@ fn time_and_name(record: &[u8]) -> (u64, &str) {
 /// Appends one record as one line of JSON: `time`, `event`, then its attributes under their own names.
 pub fn json(record: &[u8], out: &mut Vec<u8>) {
     let (time, name) = time_and_name(record);
-    let mut line = String::with_capacity(512);
-    // Writing to a String cannot fail.
-    let _ = write!(line, "{{\"time\":\"{}\",\"event\":", Rfc3339(time));
-    quote(&mut line, name);
+    out.extend_from_slice(b"{\"time\":\"");
+    rfc3339(time, out);
+    out.extend_from_slice(b"\",\"event\":");
+    quote(name, out);
     for (name, value) in attributes(record) {
-        line.push(',');
-        quote(&mut line, name);
-        line.push(':');
-        let _ = match value {
-            Attribute::Text(text) => {
-                quote(&mut line, text);
-                Ok(())
-            }
-            Attribute::Int(number) => write!(line, "{number}"),
-            Attribute::Double(number) if number.is_finite() => write!(line, "{number}"),
-            Attribute::Double(_) => write!(line, "null"),
-            Attribute::Bool(truth) => write!(line, "{truth}"),
-        };
+        out.push(b',');
+        quote(name, out);
+        out.push(b':');
+        match value {
+            Attribute::Text(text) => quote(text, out),
+            Attribute::Double(number) if !number.is_finite() => out.extend_from_slice(b"null"),
+            Attribute::Int(_) | Attribute::Double(_) | Attribute::Bool(_) => show(value, out),
+        }
     }
-    line.push_str("}\n");
-    out.extend_from_slice(line.as_bytes());
+    out.extend_from_slice(b"}\n");
 }
+
+/// What a line shows: before each attribute, what stands between it and the one before.
+type Layout<const N: usize> = [(&'static str, &'static str); N];
+
+const REQUEST: Layout<13> = [
+    (" ", key::DIRECTION),
+    (" ", key::HTTP_REQUEST_METHOD),
+    (" ", key::SERVER_ADDRESS),
+    ("", key::URL_PATH),
+    (" ", key::HTTP_RESPONSE_STATUS_CODE),
+    (" ", key::DURATION),
+    (" ", key::HTTP_REQUEST_BODY_SIZE),
+    ("B/", key::HTTP_RESPONSE_BODY_SIZE),
+    ("B ", key::CLIENT_IDENTITY),
+    (" -> ", key::SERVER_IDENTITY),
+    (" (", key::DECISION),
+    (" ", key::TLS_CURVE),
+    (") ", key::CODE),
+];
+
+const CONNECTION: Layout<14> = [
+    (" ", key::DIRECTION),
+    (" ", key::SOURCE_ADDRESS),
+    (":", key::SOURCE_PORT),
+    (" -> ", key::DESTINATION_ADDRESS),
+    (":", key::DESTINATION_PORT),
+    (" ", key::NETWORK_PROTOCOL_NAME),
+    (" ", key::DURATION),
+    (" ", key::BYTES_FROM_CLIENT),
+    ("B/", key::BYTES_FROM_SERVER),
+    ("B ", key::CLIENT_IDENTITY),
+    (" -> ", key::SERVER_IDENTITY),
+    (" (", key::DECISION),
+    (" ", key::TLS_CURVE),
+    (") ", key::CODE),
+];
 
 /// Appends one record as one line for people.
 pub fn text(record: &[u8], out: &mut Vec<u8>) {
     let (time, name) = time_and_name(record);
-    let mut line = format!("{} {:<17}", Rfc3339(time), printable(name));
-    let find = |wanted: &str| attributes(record).find(|(name, _)| *name == wanted).map(|(_, value)| value);
-    let text_of = |wanted: &str| match find(wanted) {
-        Some(Attribute::Text(text)) => printable(text),
-        Some(Attribute::Int(number)) => number.to_string(),
-        Some(Attribute::Double(number)) => number.to_string(),
-        Some(Attribute::Bool(truth)) => truth.to_string(),
-        None => "-".to_owned(),
-    };
-    let millis = match find(key::DURATION) {
-        Some(Attribute::Double(seconds)) => format!("{:.3}ms", seconds * 1e3),
-        Some(_) | None => "-".to_owned(),
-    };
-    let who = format!(
-        "{} -> {} ({} {})",
-        text_of(key::CLIENT_IDENTITY),
-        text_of(key::SERVER_IDENTITY),
-        text_of(key::DECISION),
-        text_of(key::TLS_CURVE)
-    );
-    // Writing to a String cannot fail.
-    let _ = match name {
-        "picket.request" => writeln!(
-            line,
-            " {:<8} {} {}{} {} {millis} {}B/{}B {who} {}",
-            text_of(key::DIRECTION),
-            text_of(key::HTTP_REQUEST_METHOD),
-            text_of(key::SERVER_ADDRESS),
-            text_of(key::URL_PATH),
-            text_of(key::HTTP_RESPONSE_STATUS_CODE),
-            text_of(key::HTTP_REQUEST_BODY_SIZE),
-            text_of(key::HTTP_RESPONSE_BODY_SIZE),
-            text_of(key::CODE),
-        ),
-        "picket.connection" => writeln!(
-            line,
-            " {:<8} {}:{} -> {}:{} {} {millis} {}B/{}B {who} {}",
-            text_of(key::DIRECTION),
-            text_of(key::SOURCE_ADDRESS),
-            text_of(key::SOURCE_PORT),
-            text_of(key::DESTINATION_ADDRESS),
-            text_of(key::DESTINATION_PORT),
-            text_of(key::NETWORK_PROTOCOL_NAME),
-            text_of(key::BYTES_FROM_CLIENT),
-            text_of(key::BYTES_FROM_SERVER),
-            text_of(key::CODE),
-        ),
+    rfc3339(time, out);
+    out.push(b' ');
+    padded(17, out, |out| printable(name, out));
+    match name {
+        "picket.request" => lay_out(record, &REQUEST, out),
+        "picket.connection" => lay_out(record, &CONNECTION, out),
         _ => {
-            for (name, _) in attributes(record) {
-                let _ = write!(line, " {}={}", printable(name), text_of(name));
+            for (name, value) in attributes(record) {
+                out.push(b' ');
+                printable(name, out);
+                out.push(b'=');
+                show(value, out);
             }
-            writeln!(line)
         }
-    };
-    out.extend_from_slice(line.as_bytes());
+    }
+    out.push(b'\n');
 }
 
-/// The text with control characters (line ends and terminal escapes among them) escaped.
-fn printable(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+/// Appends what the layout names; all of it is found in one pass over the record.
+fn lay_out<const N: usize>(record: &[u8], layout: &Layout<N>, out: &mut Vec<u8>) {
+    let mut values = [None; N];
+    for (name, value) in attributes(record) {
+        if let Some(at) = layout.iter().position(|(_, key)| *key == name) {
+            values[at].get_or_insert(value);
+        }
+    }
+    for ((before, key), value) in layout.iter().zip(values) {
+        out.extend_from_slice(before.as_bytes());
+        match (*key, value) {
+            (_, None) => out.push(b'-'),
+            (key::DURATION, Some(Attribute::Double(seconds))) => {
+                // Writing to a Vec cannot fail.
+                let _ = write!(out, "{:.3}ms", seconds * 1e3);
+            }
+            (key::DIRECTION, Some(value)) => padded(8, out, |out| show(value, out)),
+            (_, Some(value)) => show(value, out),
+        }
+    }
+}
+
+/// Appends what `write` appends, with spaces up to `width`.
+fn padded(width: usize, out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+    let end = out.len() + width;
+    write(out);
+    out.resize(out.len().max(end), b' ');
+}
+
+fn show(value: Attribute<'_>, out: &mut Vec<u8>) {
+    // Writing to a Vec cannot fail.
+    let _ = match value {
+        Attribute::Text(text) => {
+            printable(text, out);
+            Ok(())
+        }
+        Attribute::Int(number) => write!(out, "{number}"),
+        Attribute::Double(number) => write!(out, "{number}"),
+        Attribute::Bool(truth) => write!(out, "{truth}"),
+    };
+}
+
+/// Appends the text with control characters (line ends and terminal escapes among them) escaped.
+fn printable(text: &str, out: &mut Vec<u8>) {
+    if is_plain(text) {
+        return out.extend_from_slice(text.as_bytes());
+    }
+    for c in text.chars() {
+        // Writing to a Vec cannot fail.
+        let _ = if c.is_control() { write!(out, "{}", c.escape_default()) } else { write!(out, "{c}") };
+    }
 }
 
 /// Appends a JSON string (RFC 8259 section 7).
-fn quote(line: &mut String, text: &str) {
-    line.push('"');
-    for c in text.chars() {
-        match c {
-            '"' => line.push_str("\\\""),
-            '\\' => line.push_str("\\\\"),
-            c if c.is_control() => {
-                let _ = write!(line, "\\u{:04x}", c as u32);
-            }
-            c => line.push(c),
+fn quote(text: &str, out: &mut Vec<u8>) {
+    out.push(b'"');
+    if is_plain(text) {
+        out.extend_from_slice(text.as_bytes());
+    } else {
+        for c in text.chars() {
+            // Writing to a Vec cannot fail.
+            let _ = match c {
+                '"' => write!(out, "\\\""),
+                '\\' => write!(out, "\\\\"),
+                c if c.is_control() => write!(out, "\\u{:04x}", c as u32),
+                c => write!(out, "{c}"),
+            };
         }
     }
-    line.push('"');
+    out.push(b'"');
 }
 
-/// Nanoseconds since 1970 as RFC 3339 with milliseconds (days to civil date: Hinnant, chrono-compatible algorithms).
-struct Rfc3339(u64);
+/// Nothing in it needs to be escaped, in either format; so it is with nearly all texts.
+fn is_plain(text: &str) -> bool {
+    text.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\')
+}
 
-impl std::fmt::Display for Rfc3339 {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (seconds, millis) = (self.0 / 1_000_000_000, self.0 / 1_000_000 % 1000);
-        let (days, second) = (seconds / 86_400, seconds % 86_400);
-        let shifted = days + 719_468;
-        let (era, of_era) = (shifted / 146_097, shifted % 146_097);
-        let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-        let of_year = of_era - (365 * year + year / 4 - year / 100);
-        let shifted_month = (5 * of_year + 2) / 153;
-        let day = of_year - (153 * shifted_month + 2) / 5 + 1;
-        let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-        let year = year + era * 400 + u64::from(month <= 2);
-        let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
+/// Appends nanoseconds since 1970 as RFC 3339 with milliseconds (days to civil date: Hinnant, chrono-compatible
+/// algorithms).
+fn rfc3339(nanos: u64, out: &mut Vec<u8>) {
+    let (seconds, millis) = (nanos / 1_000_000_000, nanos / 1_000_000 % 1000);
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    let shifted = days + 719_468;
+    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
+    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let shifted_month = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = year + era * 400 + u64::from(month <= 2);
+    for (before, value, width) in [
+        (None, year, 4),
+        (Some(b'-'), month, 2),
+        (Some(b'-'), day, 2),
+        (Some(b'T'), second / 3600, 2),
+        (Some(b':'), second / 60 % 60, 2),
+        (Some(b':'), second % 60, 2),
+        (Some(b'.'), millis, 3),
+    ] {
+        out.extend(before);
+        out.extend((0..width).rev().map(|place: u32| b'0' + (value / 10u64.pow(place) % 10) as u8));
+    }
+    out.push(b'Z');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn time(nanos: u64) -> String {
+        let mut out = Vec::new();
+        rfc3339(nanos, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn times_are_written_as_rfc_3339() {
+        assert_eq!(time(0), "1970-01-01T00:00:00.000Z");
+        // The last second of a leap day, and the largest number.
+        assert_eq!(time(951_868_799_999_999_999), "2000-02-29T23:59:59.999Z");
+        assert_eq!(time(u64::MAX), "2554-07-21T23:34:33.709Z");
+    }
+
+    #[test]
+    fn what_could_forge_a_line_is_escaped() {
+        let shown = |text: &str| {
+            let (mut plain, mut quoted) = (Vec::new(), Vec::new());
+            printable(text, &mut plain);
+            quote(text, &mut quoted);
+            (String::from_utf8(plain).unwrap(), String::from_utf8(quoted).unwrap())
+        };
+        assert_eq!(shown("a b"), ("a b".to_owned(), "\"a b\"".to_owned()));
+        assert_eq!(
+            shown("a\n\u{1b}é\u{85}"),
+            ("a\\n\\u{1b}é\\u{85}".to_owned(), "\"a\\u000a\\u001bé\\u0085\"".to_owned())
+        );
+        assert_eq!(shown("\"\\"), ("\"\\".to_owned(), "\"\\\"\\\\\"".to_owned()));
     }
 }
