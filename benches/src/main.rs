@@ -55,6 +55,9 @@ struct Arguments {
     /// Only these variants.
     #[arg(long, value_enum)]
     variant: Vec<Variant>,
+    /// Where other `picket-proxy` and `picket-ca` are, to be compared with: what a change costs or saves.
+    #[arg(long)]
+    baseline: Option<PathBuf>,
     /// Rounds for each load.
     #[arg(long, default_value_t = 5)]
     rounds: u32,
@@ -109,11 +112,16 @@ impl Plan {
 fn bench(arguments: &Arguments) -> Result<bool> {
     let plan = Plan::of(arguments);
     let chosen = |load: &Load| arguments.only.is_empty() || arguments.only.contains(load);
-    let wanted = |variant: &Variant| arguments.variant.is_empty() || arguments.variant.contains(variant);
+    let wanted = |variant: &Variant| {
+        if *variant == Variant::PicketBaseline {
+            return arguments.baseline.is_some();
+        }
+        arguments.variant.is_empty() || arguments.variant.contains(variant)
+    };
     let variants: Vec<Variant> = Variant::ALL.into_iter().filter(wanted).collect();
     let machine = machine::describe();
     eprintln!("bench: starting {}", variants.iter().map(|variant| variant.title()).collect::<Vec<_>>().join("; "));
-    let stage = Stage::start(&variants, plan.large_bytes)?;
+    let stage = Stage::start(&variants, plan.large_bytes, arguments.baseline.as_ref())?;
     let subjects = stage.subjects(&variants)?;
     let fresh = fresh(&subjects)?;
     let scratch = RunDir::new("bench-scratch")?;

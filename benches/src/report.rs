@@ -76,7 +76,7 @@ impl Rounds {
         };
         let _ = write!(
             out,
-            "| | {unit} | spread | p50 µs | p99 µs | added p50 | added p99 | × nginx | × nginx buffered | × Envoy |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n"
+            "| | {unit} | spread | p50 µs | p99 µs | added p50 | added p99 | × nginx | × nginx buffered | × Envoy | × baseline |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n"
         );
         for variant in Variant::ALL {
             let Some(rate) = self.values(variant, |sample| Some(sample.rate())) else { continue };
@@ -95,7 +95,7 @@ impl Rounds {
             let ratio = |peer| if is_pair && variant != peer { self.ratio(variant, peer) } else { None };
             let _ = writeln!(
                 out,
-                "| {} | {rate:.0} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+                "| {} | {rate:.0} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
                 variant.title(),
                 shown(cpu.map(|cpu| cpu * cpu_unit), 1),
                 self.spread(variant, cpu_unit).filter(|_| is_pair).unwrap_or_default(),
@@ -106,6 +106,7 @@ impl Rounds {
                 shown(ratio(Variant::Nginx), 2),
                 shown(ratio(Variant::NginxBuffered), 2),
                 shown(ratio(Variant::Envoy), 2),
+                shown(ratio(Variant::PicketBaseline), 2),
             );
         }
         out

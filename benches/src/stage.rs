@@ -31,12 +31,21 @@ pub(crate) enum Variant {
     Picket,
     /// A Picket pair with its access log only.
     PicketNoOtlp,
+    /// As `picket`, with the programs that `--baseline` names.
+    PicketBaseline,
 }
 
 impl Variant {
     /// All of them.
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Direct, Self::Nginx, Self::NginxBuffered, Self::Envoy, Self::Picket, Self::PicketNoOtlp];
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Direct,
+        Self::Nginx,
+        Self::NginxBuffered,
+        Self::Envoy,
+        Self::Picket,
+        Self::PicketNoOtlp,
+        Self::PicketBaseline,
+    ];
 
     /// As tables show it.
     pub(crate) fn title(self) -> &'static str {
@@ -47,6 +56,7 @@ impl Variant {
             Self::Envoy => "Envoy pair, log",
             Self::Picket => "Picket pair, log and OTLP",
             Self::PicketNoOtlp => "Picket pair, log only",
+            Self::PicketBaseline => "Picket baseline, log and OTLP",
         }
     }
 }
@@ -127,11 +137,18 @@ const SERVICE_HTTP1: u16 = 80;
 const SERVICE_HTTP2: u16 = 81;
 
 impl Stage {
-    /// Starts what `variants` need; the application's large file has `large_bytes`.
-    pub(crate) fn start(variants: &[Variant], large_bytes: u64) -> Result<Self> {
+    /// Starts what `variants` need; the application's large file has `large_bytes`, and `baseline` is where the programs
+    /// of the baseline are.
+    pub(crate) fn start(variants: &[Variant], large_bytes: u64, baseline: Option<&PathBuf>) -> Result<Self> {
         let plain = Plain::start(variants, large_bytes)?;
-        let picket = variants.iter().filter(|variant| matches!(variant, Variant::Picket | Variant::PicketNoOtlp));
-        let meshes = picket.map(|variant| Meshed::start(*variant, large_bytes)).collect::<Result<_>>()?;
+        let mut meshes = Vec::new();
+        for variant in variants {
+            match variant {
+                Variant::Direct | Variant::Nginx | Variant::NginxBuffered | Variant::Envoy => {}
+                Variant::Picket | Variant::PicketNoOtlp => meshes.push(Meshed::start(*variant, large_bytes, None)?),
+                Variant::PicketBaseline => meshes.push(Meshed::start(*variant, large_bytes, baseline)?),
+            }
+        }
         Ok(Self { plain, meshes })
     }
 
@@ -143,7 +160,7 @@ impl Stage {
                 Variant::Direct => self.plain.direct(),
                 Variant::Nginx | Variant::NginxBuffered => self.plain.nginx(*variant)?,
                 Variant::Envoy => self.plain.envoy()?,
-                Variant::Picket | Variant::PicketNoOtlp => {
+                Variant::Picket | Variant::PicketNoOtlp | Variant::PicketBaseline => {
                     let meshed = self.meshes.iter().find(|meshed| meshed.variant == *variant);
                     meshed.context("the mesh was started")?.subject()?
                 }
@@ -215,10 +232,12 @@ impl Plain {
 }
 
 impl Meshed {
-    fn start(variant: Variant, large_bytes: u64) -> Result<Self> {
+    fn start(variant: Variant, large_bytes: u64, programs: Option<&PathBuf>) -> Result<Self> {
         let net = Net::new()?;
         let sink = match variant {
-            Variant::Picket => Some(Sink::start(&net.link, SocketAddr::from((LINK_IPV4, 4317)))?),
+            Variant::Picket | Variant::PicketBaseline => {
+                Some(Sink::start(&net.link, SocketAddr::from((LINK_IPV4, 4317)))?)
+            }
             Variant::Direct | Variant::Nginx | Variant::NginxBuffered | Variant::Envoy | Variant::PicketNoOtlp => None,
         };
         let port = |port, target, protocol: &str| ServicePort { port, target, app_protocol: Some(protocol.to_owned()) };
@@ -228,7 +247,11 @@ impl Meshed {
             ports: vec![port(SERVICE_HTTP1, APP_HTTP1, "http"), port(SERVICE_HTTP2, APP_HTTP2, "http2")],
             endpoints: vec![Endpoint::of("server")],
         };
-        let settings = Settings { collector: sink.as_ref().map(Sink::address), ..Settings::default() };
+        let settings = Settings {
+            collector: sink.as_ref().map(Sink::address),
+            programs: programs.cloned(),
+            ..Settings::default()
+        };
         let workloads = [Workload::meshed("client"), Workload::meshed("server")];
         let mesh = Mesh::start(net, &settings, &workloads, &[service])?;
         let application = Nginx::application(&mesh.pod("server")?.pod, large_bytes, &mesh.directory)?;

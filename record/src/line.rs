@@ -84,37 +84,29 @@ pub enum Attribute<'a> {
 
 /// The attributes of a record, in their order.
 pub fn attributes(record: &[u8]) -> impl Iterator<Item = (&str, Attribute<'_>)> {
-    pairs(record).filter_map(|(name, value)| Some((std::str::from_utf8(name).ok()?, attribute(value)?)))
-}
-
-/// Names and encoded values of the attributes; most of them a line of text does not need decoded.
-fn pairs(record: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     Fields(record).filter_map(|(number, field)| match field {
-        Field::Bytes(bytes) if number == 6 => pair(bytes),
+        Field::Bytes(bytes) if number == 6 => attribute(bytes),
         Field::Bytes(_) | Field::Number(_) => None,
     })
 }
 
-fn pair(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+fn attribute(bytes: &[u8]) -> Option<(&str, Attribute<'_>)> {
     let (mut name, mut value) = (None, None);
     for (number, field) in Fields(bytes) {
         match (number, field) {
-            (1, Field::Bytes(bytes)) => name = Some(bytes),
-            (2, Field::Bytes(bytes)) => value = Some(bytes),
+            (1, Field::Bytes(bytes)) => name = std::str::from_utf8(bytes).ok(),
+            (2, Field::Bytes(bytes)) => value = Fields(bytes).next(),
             _ => {}
         }
     }
-    Some((name?, value?))
-}
-
-fn attribute(value: &[u8]) -> Option<Attribute<'_>> {
-    Some(match Fields(value).next()? {
+    let value = match value? {
         (1, Field::Bytes(bytes)) => Attribute::Text(std::str::from_utf8(bytes).ok()?),
         (2, Field::Number(number)) => Attribute::Bool(number != 0),
         (3, Field::Number(number)) => Attribute::Int(number as i64),
         (4, Field::Number(number)) => Attribute::Double(f64::from_bits(number)),
         _ => return None,
-    })
+    };
+    Some((name?, value))
 }
 
 fn time_and_name(record: &[u8]) -> (u64, &str) {
@@ -132,7 +124,9 @@ fn time_and_name(record: &[u8]) -> (u64, &str) {
 /// Appends one record as one line of JSON: `time`, `event`, then its attributes under their own names.
 pub fn json(record: &[u8], out: &mut Vec<u8>) {
     let (time, name) = time_and_name(record);
-    put(out, format_args!("{{\"time\":\"{}\",\"event\":", Rfc3339(time)));
+    out.extend_from_slice(b"{\"time\":\"");
+    rfc3339(time, out);
+    out.extend_from_slice(b"\",\"event\":");
     quote(name, out);
     for (name, value) in attributes(record) {
         out.push(b',');
@@ -140,94 +134,58 @@ pub fn json(record: &[u8], out: &mut Vec<u8>) {
         out.push(b':');
         match value {
             Attribute::Text(text) => quote(text, out),
-            Attribute::Int(number) => put(out, format_args!("{number}")),
-            Attribute::Double(number) if number.is_finite() => put(out, format_args!("{number}")),
-            Attribute::Double(_) => out.extend_from_slice(b"null"),
-            Attribute::Bool(truth) => put(out, format_args!("{truth}")),
+            Attribute::Double(number) if !number.is_finite() => out.extend_from_slice(b"null"),
+            Attribute::Int(_) | Attribute::Double(_) | Attribute::Bool(_) => show(value, out),
         }
     }
     out.extend_from_slice(b"}\n");
 }
 
-/// One part of a line of text.
-enum Part {
-    Literal(&'static str),
-    /// The value of an attribute.
-    Value(&'static str),
-    /// As `Value`, padded to eight characters.
-    Padded(&'static str),
-    /// Seconds, as milliseconds.
-    Millis(&'static str),
-}
-use Part::{Literal, Millis, Padded, Value};
+/// What a line shows: before each attribute, what stands between it and the one before.
+type Layout<const N: usize> = [(&'static str, &'static str); N];
 
-/// A request's line, after time and event.
-const REQUEST: &[Part] = &[
-    Literal(" "),
-    Padded(key::DIRECTION),
-    Literal(" "),
-    Value(key::HTTP_REQUEST_METHOD),
-    Literal(" "),
-    Value(key::SERVER_ADDRESS),
-    Value(key::URL_PATH),
-    Literal(" "),
-    Value(key::HTTP_RESPONSE_STATUS_CODE),
-    Literal(" "),
-    Millis(key::DURATION),
-    Literal(" "),
-    Value(key::HTTP_REQUEST_BODY_SIZE),
-    Literal("B/"),
-    Value(key::HTTP_RESPONSE_BODY_SIZE),
-    Literal("B "),
+const REQUEST: Layout<13> = [
+    (" ", key::DIRECTION),
+    (" ", key::HTTP_REQUEST_METHOD),
+    (" ", key::SERVER_ADDRESS),
+    ("", key::URL_PATH),
+    (" ", key::HTTP_RESPONSE_STATUS_CODE),
+    (" ", key::DURATION),
+    (" ", key::HTTP_REQUEST_BODY_SIZE),
+    ("B/", key::HTTP_RESPONSE_BODY_SIZE),
+    ("B ", key::CLIENT_IDENTITY),
+    (" -> ", key::SERVER_IDENTITY),
+    (" (", key::DECISION),
+    (" ", key::TLS_CURVE),
+    (") ", key::CODE),
 ];
 
-/// A connection's line, after time and event.
-const CONNECTION: &[Part] = &[
-    Literal(" "),
-    Padded(key::DIRECTION),
-    Literal(" "),
-    Value(key::SOURCE_ADDRESS),
-    Literal(":"),
-    Value(key::SOURCE_PORT),
-    Literal(" -> "),
-    Value(key::DESTINATION_ADDRESS),
-    Literal(":"),
-    Value(key::DESTINATION_PORT),
-    Literal(" "),
-    Value(key::NETWORK_PROTOCOL_NAME),
-    Literal(" "),
-    Millis(key::DURATION),
-    Literal(" "),
-    Value(key::BYTES_FROM_CLIENT),
-    Literal("B/"),
-    Value(key::BYTES_FROM_SERVER),
-    Literal("B "),
+const CONNECTION: Layout<14> = [
+    (" ", key::DIRECTION),
+    (" ", key::SOURCE_ADDRESS),
+    (":", key::SOURCE_PORT),
+    (" -> ", key::DESTINATION_ADDRESS),
+    (":", key::DESTINATION_PORT),
+    (" ", key::NETWORK_PROTOCOL_NAME),
+    (" ", key::DURATION),
+    (" ", key::BYTES_FROM_CLIENT),
+    ("B/", key::BYTES_FROM_SERVER),
+    ("B ", key::CLIENT_IDENTITY),
+    (" -> ", key::SERVER_IDENTITY),
+    (" (", key::DECISION),
+    (" ", key::TLS_CURVE),
+    (") ", key::CODE),
 ];
-
-/// The end of both.
-const WHO: &[Part] = &[
-    Value(key::CLIENT_IDENTITY),
-    Literal(" -> "),
-    Value(key::SERVER_IDENTITY),
-    Literal(" ("),
-    Value(key::DECISION),
-    Literal(" "),
-    Value(key::TLS_CURVE),
-    Literal(") "),
-    Value(key::CODE),
-];
-
-/// Attributes that one line of text looks at; records have fewer.
-const PAIRS_MAX: usize = 64;
 
 /// Appends one record as one line for people.
 pub fn text(record: &[u8], out: &mut Vec<u8>) {
     let (time, name) = time_and_name(record);
-    put(out, format_args!("{} ", Rfc3339(time)));
+    rfc3339(time, out);
+    out.push(b' ');
     padded(17, out, |out| printable(name, out));
-    let parts = match name {
-        "picket.request" => REQUEST,
-        "picket.connection" => CONNECTION,
+    match name {
+        "picket.request" => lay_out(record, &REQUEST, out),
+        "picket.connection" => lay_out(record, &CONNECTION, out),
         _ => {
             for (name, value) in attributes(record) {
                 out.push(b' ');
@@ -235,70 +193,51 @@ pub fn text(record: &[u8], out: &mut Vec<u8>) {
                 out.push(b'=');
                 show(value, out);
             }
-            out.push(b'\n');
-            return;
-        }
-    };
-    let mut found = [(&[][..], &[][..]); PAIRS_MAX];
-    let mut count = 0;
-    for pair in pairs(record).take(PAIRS_MAX) {
-        found[count] = pair;
-        count += 1;
-    }
-    let find =
-        |wanted: &str| found[..count].iter().find(|(name, _)| *name == wanted.as_bytes()).map(|(_, value)| *value);
-    let value = |wanted: &str| find(wanted).and_then(attribute);
-    for part in parts.iter().chain(WHO) {
-        match *part {
-            Literal(text) => out.extend_from_slice(text.as_bytes()),
-            Value(wanted) => show_or_dash(value(wanted), out),
-            Padded(wanted) => padded(8, out, |out| show_or_dash(value(wanted), out)),
-            Millis(wanted) => match value(wanted) {
-                Some(Attribute::Double(seconds)) => {
-                    let micros = (seconds * 1e6).round() as u64;
-                    put(out, format_args!("{}.{:03}ms", micros / 1000, micros % 1000));
-                }
-                Some(_) | None => out.push(b'-'),
-            },
         }
     }
     out.push(b'\n');
 }
 
-fn put(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
-    // Writing to memory cannot fail.
-    let _ = out.write_fmt(text);
+/// Appends what the layout names; all of it is found in one pass over the record.
+fn lay_out<const N: usize>(record: &[u8], layout: &Layout<N>, out: &mut Vec<u8>) {
+    let mut values = [None; N];
+    for (name, value) in attributes(record) {
+        if let Some(at) = layout.iter().position(|(_, key)| *key == name) {
+            values[at].get_or_insert(value);
+        }
+    }
+    for ((before, key), value) in layout.iter().zip(values) {
+        out.extend_from_slice(before.as_bytes());
+        match (*key, value) {
+            (_, None) => out.push(b'-'),
+            (key::DURATION, Some(Attribute::Double(seconds))) => {
+                // Writing to a Vec cannot fail.
+                let _ = write!(out, "{:.3}ms", seconds * 1e3);
+            }
+            (key::DIRECTION, Some(value)) => padded(8, out, |out| show(value, out)),
+            (_, Some(value)) => show(value, out),
+        }
+    }
 }
 
-/// What `write` appends, filled up to `width` bytes.
+/// Appends what `write` appends, with spaces up to `width`.
 fn padded(width: usize, out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     let end = out.len() + width;
     write(out);
-    if out.len() < end {
-        out.resize(end, b' ');
-    }
-}
-
-fn show_or_dash(value: Option<Attribute<'_>>, out: &mut Vec<u8>) {
-    match value {
-        Some(value) => show(value, out),
-        None => out.push(b'-'),
-    }
+    out.resize(out.len().max(end), b' ');
 }
 
 fn show(value: Attribute<'_>, out: &mut Vec<u8>) {
-    match value {
-        Attribute::Text(text) => printable(text, out),
-        Attribute::Int(number) => put(out, format_args!("{number}")),
-        Attribute::Double(number) => put(out, format_args!("{number}")),
-        Attribute::Bool(truth) => put(out, format_args!("{truth}")),
-    }
-}
-
-/// True when no character of the text is a control character; a quick look that may say no where a slow one says yes.
-fn is_plain(text: &str) -> bool {
-    // 0xc2 begins U+0080 to U+00BF, the second half of the control characters among them.
-    !text.bytes().any(|byte| byte < b' ' || byte == 0x7f || byte == 0xc2)
+    // Writing to a Vec cannot fail.
+    let _ = match value {
+        Attribute::Text(text) => {
+            printable(text, out);
+            Ok(())
+        }
+        Attribute::Int(number) => write!(out, "{number}"),
+        Attribute::Double(number) => write!(out, "{number}"),
+        Attribute::Bool(truth) => write!(out, "{truth}"),
+    };
 }
 
 /// Appends the text with control characters (line ends and terminal escapes among them) escaped.
@@ -307,48 +246,94 @@ fn printable(text: &str, out: &mut Vec<u8>) {
         return out.extend_from_slice(text.as_bytes());
     }
     for c in text.chars() {
-        if c.is_control() {
-            put(out, format_args!("{}", c.escape_default()));
-        } else {
-            put(out, format_args!("{c}"));
-        }
+        // Writing to a Vec cannot fail.
+        let _ = if c.is_control() { write!(out, "{}", c.escape_default()) } else { write!(out, "{c}") };
     }
 }
 
 /// Appends a JSON string (RFC 8259 section 7).
 fn quote(text: &str, out: &mut Vec<u8>) {
     out.push(b'"');
-    if is_plain(text) && !text.bytes().any(|byte| matches!(byte, b'"' | b'\\')) {
+    if is_plain(text) {
         out.extend_from_slice(text.as_bytes());
     } else {
         for c in text.chars() {
-            match c {
-                '"' => out.extend_from_slice(b"\\\""),
-                '\\' => out.extend_from_slice(b"\\\\"),
-                c if c.is_control() => put(out, format_args!("\\u{:04x}", c as u32)),
-                c => put(out, format_args!("{c}")),
-            }
+            // Writing to a Vec cannot fail.
+            let _ = match c {
+                '"' => write!(out, "\\\""),
+                '\\' => write!(out, "\\\\"),
+                c if c.is_control() => write!(out, "\\u{:04x}", c as u32),
+                c => write!(out, "{c}"),
+            };
         }
     }
     out.push(b'"');
 }
 
-/// Nanoseconds since 1970 as RFC 3339 with milliseconds (days to civil date: Hinnant, chrono-compatible algorithms).
-struct Rfc3339(u64);
+/// Nothing in it needs to be escaped, in either format; so it is with nearly all texts.
+fn is_plain(text: &str) -> bool {
+    text.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\')
+}
 
-impl std::fmt::Display for Rfc3339 {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (seconds, millis) = (self.0 / 1_000_000_000, self.0 / 1_000_000 % 1000);
-        let (days, second) = (seconds / 86_400, seconds % 86_400);
-        let shifted = days + 719_468;
-        let (era, of_era) = (shifted / 146_097, shifted % 146_097);
-        let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-        let of_year = of_era - (365 * year + year / 4 - year / 100);
-        let shifted_month = (5 * of_year + 2) / 153;
-        let day = of_year - (153 * shifted_month + 2) / 5 + 1;
-        let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-        let year = year + era * 400 + u64::from(month <= 2);
-        let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
+/// Appends nanoseconds since 1970 as RFC 3339 with milliseconds (days to civil date: Hinnant, chrono-compatible
+/// algorithms).
+fn rfc3339(nanos: u64, out: &mut Vec<u8>) {
+    let (seconds, millis) = (nanos / 1_000_000_000, nanos / 1_000_000 % 1000);
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    let shifted = days + 719_468;
+    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
+    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let shifted_month = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = year + era * 400 + u64::from(month <= 2);
+    for (before, value, width) in [
+        (None, year, 4),
+        (Some(b'-'), month, 2),
+        (Some(b'-'), day, 2),
+        (Some(b'T'), second / 3600, 2),
+        (Some(b':'), second / 60 % 60, 2),
+        (Some(b':'), second % 60, 2),
+        (Some(b'.'), millis, 3),
+    ] {
+        out.extend(before);
+        out.extend((0..width).rev().map(|place: u32| b'0' + (value / 10u64.pow(place) % 10) as u8));
+    }
+    out.push(b'Z');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn time(nanos: u64) -> String {
+        let mut out = Vec::new();
+        rfc3339(nanos, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn times_are_written_as_rfc_3339() {
+        assert_eq!(time(0), "1970-01-01T00:00:00.000Z");
+        // The last second of a leap day, and the largest number.
+        assert_eq!(time(951_868_799_999_999_999), "2000-02-29T23:59:59.999Z");
+        assert_eq!(time(u64::MAX), "2554-07-21T23:34:33.709Z");
+    }
+
+    #[test]
+    fn what_could_forge_a_line_is_escaped() {
+        let shown = |text: &str| {
+            let (mut plain, mut quoted) = (Vec::new(), Vec::new());
+            printable(text, &mut plain);
+            quote(text, &mut quoted);
+            (String::from_utf8(plain).unwrap(), String::from_utf8(quoted).unwrap())
+        };
+        assert_eq!(shown("a b"), ("a b".to_owned(), "\"a b\"".to_owned()));
+        assert_eq!(
+            shown("a\n\u{1b}é\u{85}"),
+            ("a\\n\\u{1b}é\\u{85}".to_owned(), "\"a\\u000a\\u001bé\\u0085\"".to_owned())
+        );
+        assert_eq!(shown("\"\\"), ("\"\\".to_owned(), "\"\\\"\\\\\"".to_owned()));
     }
 }

@@ -162,6 +162,18 @@ fn encoding_into_a_buffer_with_room_allocates_nothing() {
     assert_eq!((before, out.capacity()), (out.as_ptr(), 4096));
 }
 
+#[test]
+fn a_line_of_text_shows_what_people_look_for() {
+    let (context, mut out, mut line) = (context(), Vec::new(), Vec::new());
+    request(&context, "/a\nb", None).encode(&mut out);
+    line::text(line::records(&out).next().unwrap(), &mut line);
+    assert_eq!(
+        String::from_utf8(line).unwrap(),
+        "2025-11-24T16:00:00.123Z picket.request    outbound GET ::1/a\\nb 200 3.000ms 3B/9223372036854775807B \
+         spiffe://t/ns/a/sa/b -> spiffe://t/ns/a/sa/c (meshed X25519MLKEM768) ok\n"
+    );
+}
+
 proptest! {
     #[test]
     fn any_text_survives_or_is_marked_as_cut(path in "\\PC{0,3000}", detail in ".{0,2000}") {

@@ -49,11 +49,13 @@ pub struct Settings {
     pub log_level: String,
     /// Worker threads per proxy.
     pub workers: u16,
+    /// Where our programs are; `None` leaves it to [`binaries`].
+    pub programs: Option<PathBuf>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { plaintext: Plaintext::Strict, collector: None, log_level: "info".to_owned(), workers: 1 }
+        Self { plaintext: Plaintext::Strict, collector: None, log_level: "info".to_owned(), workers: 1, programs: None }
     }
 }
 
@@ -178,7 +180,7 @@ impl Mesh {
     /// When a program is missing, a step fails, or something is not ready in time; the error says what and why.
     pub fn start(mut net: Net, settings: &Settings, workloads: &[Workload], services: &[Service]) -> Result<Self> {
         let directory = RunDir::new("mesh")?;
-        let programs = binaries()?;
+        let programs = settings.programs.clone().map_or_else(binaries, Ok)?;
         let proxy = directory.install(&programs.join("picket-proxy"))?;
         let authority = directory.install(&programs.join("picket-ca"))?;
         let ca = start_ca(&net, &directory, &authority)?;
