@@ -8,5 +8,7 @@ mod queue;
 pub mod access_log;
 mod backoff;
 pub mod otlp;
+mod events;
 
+pub use events::{Alerts, Events};
 pub use queue::{Batch, Counters, Full, Receiver, Sender, queue};

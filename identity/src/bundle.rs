@@ -52,9 +52,22 @@ impl TrustBundle {
     /// # Errors
     /// See [`BundleError`]; one bad root refuses the whole bundle, so that a damaged file is noticed.
     pub fn from_pem(pem: &[u8]) -> Result<Self, BundleError> {
+        let roots = CertificateDer::pem_slice_iter(pem);
+        Self::collect(roots.map(|root| root.map_err(|error| BundleError::Pem(error.to_string()))))
+    }
+
+    /// A bundle of these certificates (DER).
+    ///
+    /// # Errors
+    /// As for [`TrustBundle::from_pem`].
+    pub fn from_der(roots: impl IntoIterator<Item = Vec<u8>>) -> Result<Self, BundleError> {
+        Self::collect(roots.into_iter().map(|root| Ok(CertificateDer::from(root))))
+    }
+
+    fn collect(roots: impl Iterator<Item = Result<CertificateDer<'static>, BundleError>>) -> Result<Self, BundleError> {
         let mut bundle = Self { roots: Vec::new(), anchors: Vec::new() };
-        for root in CertificateDer::pem_slice_iter(pem) {
-            let root = root.map_err(|error| BundleError::Pem(error.to_string()))?;
+        for root in roots {
+            let root = root?;
             let position = bundle.roots.len() + 1;
             if position > ROOTS_MAX {
                 return Err(BundleError::TooMany);

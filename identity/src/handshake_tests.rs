@@ -8,8 +8,8 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
 use crate::test_pki::{Authority, Leaf, TRUST_DOMAIN, id, now};
 use crate::{
-    ALPN_H2, ALPN_HTTP1, ALPN_TCP, Credentials, PeerError, SpiffeId, Store, client_config, peer_error, peer_failure,
-    peer_id, refused_by_peer, server_config, version_unsupported,
+    ALPN_H2, ALPN_HTTP1, ALPN_TCP, Credentials, Denial, DenyList, PeerError, SpiffeId, Store, client_config, peer_error, peer_failure,
+    peer_leaf, refused_by_peer, server_config, version_unsupported,
 };
 
 fn store(root: &Authority, id: &SpiffeId) -> Arc<Store> {
@@ -71,8 +71,8 @@ fn both_sides_prove_themselves_with_post_quantum_tls_1_3() {
     let client = client_config(&web_store, &db, ALPN_HTTP1);
     let mut ends = handshake(client, server_config(&db_store, &[ALPN_H2, ALPN_HTTP1, ALPN_TCP]));
     assert!(ends.client_error.is_none() && ends.server_error.is_none());
-    assert_eq!(peer_id(&ends.client), Some(db));
-    assert_eq!(peer_id(&ends.server), Some(web));
+    assert_eq!(peer_leaf(&ends.client).map(|leaf| leaf.id), Some(db));
+    assert_eq!(peer_leaf(&ends.server).map(|leaf| leaf.id), Some(web));
     for end in [&ends.client, &ends.server] {
         assert_eq!(end.protocol_version(), Some(ProtocolVersion::TLSv1_3));
         assert_eq!(end.negotiated_key_exchange_group().unwrap().name(), NamedGroup::X25519MLKEM768);
@@ -234,4 +234,22 @@ fn other_errors_name_no_peer() {
     assert!(peer_error(&error).is_none());
     let error = io::Error::from(io::ErrorKind::ConnectionReset);
     assert!(peer_failure(&error).is_none() && !refused_by_peer(&error) && !version_unsupported(&error));
+}
+
+#[test]
+fn who_is_denied_is_refused_from_the_next_handshake_on() {
+    let root = Authority::root("root");
+    let (web, db) = (id("demo", "web"), id("demo", "db"));
+    let (web_store, db_store) = (store(&root, &web), store(&root, &db));
+    let client = client_config(&web_store, &db, ALPN_TCP);
+    let server = server_config(&db_store, &[ALPN_TCP]);
+    let shake = || handshake(client.clone(), server.clone());
+    let leaf = peer_leaf(&shake().server).unwrap();
+    for denial in [Denial::Serial(leaf.serial), Denial::Identity(web.clone()), Denial::Key(leaf.key_sha256)] {
+        db_store.set_denied(Arc::new(DenyList::new([denial.clone()]).unwrap()));
+        let refused = PeerError::Denied { id: web.clone(), denial };
+        assert_eq!(peer_failure(&shake().server_error.unwrap()), Some(&refused));
+    }
+    db_store.set_denied(Arc::default());
+    assert!(shake().server_error.is_none());
 }

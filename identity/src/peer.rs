@@ -14,6 +14,7 @@ use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use crate::deny::Denial;
 use crate::{SpiffeId, SpiffeIdError, TrustBundle, TrustDomain};
 
 /// The longest chain a peer may send: leaf, two issuers and a root. Bounds the work of path building.
@@ -107,6 +108,14 @@ pub enum PeerError {
         expected: SpiffeId,
         /// Whom the certificate names.
         found: SpiffeId,
+    },
+    /// The peer stands on the deny list.
+    #[error("the peer is {id}, and its {denial} is denied")]
+    Denied {
+        /// Whom the certificate names.
+        id: SpiffeId,
+        /// The entry.
+        denial: Denial,
     },
 }
 
@@ -273,13 +282,9 @@ pub(crate) fn read_identity(leaf: &X509Certificate<'_>) -> Result<SpiffeId, Peer
     }
 }
 
-/// The identity in a certificate that a handshake has verified already.
-pub(crate) fn identity_of(leaf: &CertificateDer<'_>) -> Option<SpiffeId> {
-    read_identity(&parse(leaf).ok()?).ok()
-}
-
 /// A time in RFC 3339 form, for messages.
-pub(crate) struct Utc(pub(crate) UnixTime);
+#[derive(Clone, Copy, Debug)]
+pub struct Utc(pub UnixTime);
 
 impl fmt::Display for Utc {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -8,14 +8,14 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::peer::{self, PeerError, Role};
-use crate::{SpiffeId, TrustBundle, TrustDomain, tls};
+use crate::{DenyList, SpiffeId, TrustBundle, TrustDomain, deny, tls};
 
 /// Why a chain and a key are no credentials.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +50,8 @@ pub struct Credentials {
     pub not_after: UnixTime,
     /// The serial number in hexadecimal, as it stands in the CA's issuance records.
     pub serial: String,
+    /// SHA-256 of the DER of the issuer that signed it, where the chain has one.
+    pub issuer_sha256: Option<[u8; 32]>,
 }
 
 impl fmt::Debug for Credentials {
@@ -76,9 +78,10 @@ impl Credentials {
         let id = peer::read_identity(&parsed).map_err(CredentialsError::Identity)?;
         let not_before = unix_time(parsed.validity().not_before.timestamp());
         let not_after = unix_time(parsed.validity().not_after.timestamp());
-        let serial = parsed.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect();
+        let serial = deny::serial_of(&parsed);
+        let issuer_sha256 = chain.get(1).map(|issuer| deny::sha256(issuer));
         let certified_key = CertifiedKey::from_der(chain, key, &tls::provider()).map_err(CredentialsError::Key)?;
-        Ok(Self { id, certified_key: Arc::new(certified_key), not_before, not_after, serial })
+        Ok(Self { id, certified_key: Arc::new(certified_key), not_before, not_after, serial, issuer_sha256 })
     }
 
     /// As [`Credentials::new`], from the concatenated PEM certificates that a CA answers with.
@@ -112,12 +115,33 @@ fn unix_time(seconds: i64) -> UnixTime {
     UnixTime::since_unix_epoch(std::time::Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
 }
 
+/// Why there is nothing to show to a peer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unusable {
+    /// None came so far.
+    #[error("there is no certificate yet")]
+    Missing,
+    /// It was not renewed in time.
+    #[error("the certificate {serial} of {id} ended {}, this machine's clock says {}", peer::Utc(*.ended), peer::Utc(*.now))]
+    Ended {
+        /// Whom it names.
+        id: SpiffeId,
+        /// Its serial number.
+        serial: String,
+        /// Its notAfter.
+        ended: UnixTime,
+        /// The time it was compared with.
+        now: UnixTime,
+    },
+}
+
 /// The current credentials and trust bundle, shared by all threads.
 #[derive(Debug)]
 pub struct Store {
     trust_domain: TrustDomain,
     credentials: ArcSwapOption<Credentials>,
     bundle: ArcSwapOption<TrustBundle>,
+    denied: ArcSwap<DenyList>,
     generation: AtomicU64,
 }
 
@@ -128,6 +152,7 @@ impl Store {
             trust_domain,
             credentials: ArcSwapOption::empty(),
             bundle: ArcSwapOption::empty(),
+            denied: ArcSwap::default(),
             generation: AtomicU64::new(0),
         })
     }
@@ -149,9 +174,33 @@ impl Store {
         self.generation.fetch_add(1, Ordering::Release);
     }
 
+    /// Replaces the deny list; the next handshake uses it.
+    pub fn set_denied(&self, denied: Arc<DenyList>) {
+        self.denied.store(denied);
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    /// Who is denied.
+    pub fn denied(&self) -> Arc<DenyList> {
+        self.denied.load_full()
+    }
+
     /// Our own credentials; `None` before the first certificate came.
     pub fn current(&self) -> Option<Arc<Credentials>> {
         self.credentials.load_full()
+    }
+
+    /// Our own credentials, if peers will take them now.
+    ///
+    /// # Errors
+    /// That there are none, or that they ended.
+    pub fn usable(&self, now: UnixTime) -> Result<Arc<Credentials>, Unusable> {
+        let current = self.current().ok_or(Unusable::Missing)?;
+        if current.not_after < now {
+            let (id, serial, ended) = (current.id.clone(), current.serial.clone(), current.not_after);
+            return Err(Unusable::Ended { id, serial, ended, now });
+        }
+        Ok(current)
     }
 
     /// The roots; `None` before they were set.
@@ -159,7 +208,7 @@ impl Store {
         self.bundle.load_full()
     }
 
-    /// Grows by one with every replacement of either half.
+    /// Grows by one with every replacement.
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }

@@ -22,7 +22,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use crate::peer::{self, PeerError, Role};
-use crate::{SpiffeId, Store};
+use crate::{Leaf, SpiffeId, Store};
 
 /// The hop carries HTTP/2.
 pub const ALPN_H2: &[u8] = b"picket/h2";
@@ -83,9 +83,9 @@ pub fn client_config(store: &Arc<Store>, expected: &SpiffeId, alpn: &[u8]) -> Cl
     config
 }
 
-/// Whom the peer of a finished handshake named; `None` before its end, or when the peer showed nothing usable.
-pub fn peer_id(session: &CommonState) -> Option<SpiffeId> {
-    peer::identity_of(session.peer_certificates()?.first()?)
+/// The certificate of the peer of a finished handshake; `None` before its end, or when the peer showed nothing usable.
+pub fn peer_leaf(session: &CommonState) -> Option<Leaf> {
+    Leaf::read(session.peer_certificates()?.first()?)
 }
 
 /// Why *we* refused the peer, when `error` says that we did.
@@ -187,11 +187,14 @@ impl Verifier {
     ) -> Result<(), Error> {
         let Some(bundle) = self.store.bundle() else { return Err(Error::Other(OtherError(Arc::new(NoTrustBundle)))) };
         let found = peer::verify(leaf, issuers, &bundle, self.store.trust_domain(), role, now).map_err(refuse)?;
-        match &self.expected {
-            Some(expected) if *expected != found => {
-                Err(refuse(PeerError::IdentityMismatch { expected: expected.clone(), found }))
-            }
-            Some(_) | None => Ok(()),
+        if let Some(expected) = self.expected.as_ref().filter(|expected| **expected != found) {
+            return Err(refuse(PeerError::IdentityMismatch { expected: expected.clone(), found }));
+        }
+        let denied = self.store.denied();
+        // The leaf is read a second time only while somebody is denied.
+        match (!denied.is_empty()).then(|| Leaf::read(leaf)).flatten().and_then(|leaf| denied.find(&leaf)) {
+            Some(denial) => Err(refuse(PeerError::Denied { id: found, denial })),
+            None => Ok(()),
         }
     }
 

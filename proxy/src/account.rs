@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use identity::SpiffeId;
+use identity::{Denial, DenyList, Leaf, SpiffeId};
 use record::{
     ClosedBy, Code, Connection, Context, ContextAttributes, Decision, DetectedBy, Direction, EstablishedBy,
     HttpVersion, Protocol, Request, State, Tls, Uid,
@@ -46,6 +46,8 @@ pub struct Upstream {
     pub identity: Option<(SpiffeId, EstablishedBy)>,
     /// TLS towards it.
     pub tls: Option<TlsFacts>,
+    /// The certificate that it proved itself with.
+    pub leaf: Option<Leaf>,
     /// Why traffic may go there.
     pub decision: Decision,
     /// The rule that decided.
@@ -54,6 +56,18 @@ pub struct Upstream {
     pub connect: Duration,
     /// How long TLS took.
     pub handshake: Option<Duration>,
+}
+
+impl Upstream {
+    /// The entry of the deny list that it meets, with whom it named.
+    pub fn denial(&self, denied: &DenyList) -> Option<(SpiffeId, Denial)> {
+        denial(self.leaf.as_ref(), denied)
+    }
+}
+
+fn denial(leaf: Option<&Leaf>, denied: &DenyList) -> Option<(SpiffeId, Denial)> {
+    let leaf = leaf?;
+    Some((leaf.id.clone(), denied.find(leaf)?))
 }
 
 /// What is known of a connection, filled in step by step.
@@ -133,6 +147,7 @@ pub struct Account {
     started_unix_nanos: u64,
     facts: RefCell<Facts>,
     upstream: RefCell<Option<Rc<Upstream>>>,
+    client: RefCell<Option<Leaf>>,
     context: RefCell<Option<Rc<ContextAttributes>>>,
     /// How long TLS with the client took.
     pub client_handshake: Cell<Option<Duration>>,
@@ -175,6 +190,7 @@ impl Account {
             started_unix_nanos,
             facts: RefCell::new(facts),
             upstream: RefCell::default(),
+            client: RefCell::default(),
             context: RefCell::default(),
             client_handshake: Cell::default(),
             first_byte: Cell::default(),
@@ -198,6 +214,17 @@ impl Account {
             *current = Some(Rc::clone(upstream));
             *self.context.borrow_mut() = None;
         }
+    }
+
+    /// Notes the certificate that the client proved itself with.
+    pub fn note_client(&self, leaf: Option<Leaf>) {
+        *self.client.borrow_mut() = leaf;
+    }
+
+    /// The peer of this connection, at either end, that is denied.
+    pub fn denial(&self, denied: &DenyList) -> Option<(SpiffeId, Denial)> {
+        denial(self.client.borrow().as_ref(), denied)
+            .or_else(|| self.upstream.borrow().as_ref().and_then(|upstream| upstream.denial(denied)))
     }
 
     /// Who dialled.

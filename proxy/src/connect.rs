@@ -13,9 +13,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use identity::SpiffeId;
+use identity::{DenyList, SpiffeId};
 use record::{Decision, EstablishedBy};
 use socket2::{SockRef, TcpKeepalive};
+use rustls_pki_types::UnixTime;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::TlsConnector;
 
@@ -132,6 +133,14 @@ impl Connector {
         });
     }
 
+    /// Closes what is kept with a server that is denied.
+    pub fn deny(&self, denied: &DenyList) {
+        self.idle.borrow_mut().retain(|_, kept| {
+            kept.retain(|idle| idle.connected.upstream.denial(denied).is_none());
+            !kept.is_empty()
+        });
+    }
+
     /// Closes everything that is kept.
     pub fn close_idle(&self) {
         self.idle.borrow_mut().clear();
@@ -221,9 +230,7 @@ impl Connector {
                 connect,
             ));
         }
-        if self.store.current().is_none() {
-            return Err(ConnectionError::CredentialsUnavailable);
-        }
+        self.store.usable(UnixTime::now()).map_err(ConnectionError::CredentialsUnavailable)?;
         let name = rustls_pki_types::ServerName::from(endpoint.address.ip());
         let handshake = self.tls(identity, alpn).connect(name, Prefixed::new(Vec::new(), socket));
         let tls = match timeout(self.handshake_timeout, handshake).await {
@@ -238,6 +245,7 @@ impl Connector {
             workload,
             identity: Some((identity.clone(), EstablishedBy::MutualTls)),
             tls: Some(tls_facts(tls.get_ref().1)),
+            leaf: identity::peer_leaf(tls.get_ref().1),
             decision: Decision::Meshed,
             reason: "the endpoint proved the identity that discovery names",
             connect,
@@ -298,7 +306,7 @@ fn plain(
     reason: &'static str,
     connect: Duration,
 ) -> Connected {
-    let upstream = Upstream { address, workload, identity, tls: None, decision, reason, connect, handshake: None };
+    let upstream = Upstream { address, workload, identity, tls: None, leaf: None, decision, reason, connect, handshake: None };
     Connected {
         stream: Stream::Plain(Prefixed::new(Vec::new(), socket)),
         upstream: Rc::new(upstream),

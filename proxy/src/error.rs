@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr};
 
-use identity::PeerError;
+use identity::{Denial, PeerError, SpiffeId, Unusable};
 use record::{ClosedBy, Code, Direction, Side, Step};
 
 use crate::forward::head::Refusal;
@@ -40,6 +40,9 @@ pub enum ConnectionError {
     /// Strict mode, and the client is not in the mesh.
     #[error("plaintext is refused: inbound.plaintext is strict")]
     PlaintextRefused,
+    /// The peer of a connection that stood was put on the deny list.
+    #[error("the peer {0}, at the other end of this connection, was denied: its {1}")]
+    Denied(SpiffeId, Denial),
     /// The server ended HTTP/2 because of our certificate.
     #[error("the peer did not accept our certificate")]
     RefusedByPeer,
@@ -48,7 +51,7 @@ pub enum ConnectionError {
     NoEndpoint(String),
     /// There is no certificate yet, or it ended.
     #[error("this proxy has no valid certificate")]
-    CredentialsUnavailable,
+    CredentialsUnavailable(#[source] Unusable),
     /// Dialling failed.
     #[error("could not connect to {0}")]
     Connect(SocketAddr, #[source] io::Error),
@@ -113,9 +116,10 @@ impl ConnectionError {
             Self::Handshake(_, error) if identity::refused_by_peer(error) => Code::PeerRefusedUs,
             Self::Handshake(..) | Self::Alpn(..) => Code::TlsHandshakeFailed,
             Self::PlaintextRefused => Code::PlaintextRefused,
+            Self::Denied(..) => Code::PeerDenied,
             Self::RefusedByPeer => Code::PeerRefusedUs,
             Self::NoEndpoint(_) => Code::NoEndpoint,
-            Self::CredentialsUnavailable => Code::CredentialsUnavailable,
+            Self::CredentialsUnavailable(_) => Code::CredentialsUnavailable,
             Self::Connect(_, error) => connect_code(error),
             Self::ConnectTimeout(_) => Code::ConnectTimeout,
             Self::Server(error) if identity::refused_by_peer(error) => Code::PeerRefusedUs,
@@ -171,6 +175,7 @@ fn peer_code(reason: &PeerError) -> Code {
         PeerError::IdentityMalformed { .. } => Code::PeerIdentityMalformed,
         PeerError::TrustDomainMismatch { .. } => Code::PeerTrustDomainMismatch,
         PeerError::IdentityMismatch { .. } => Code::PeerIdentityMismatch,
+        PeerError::Denied { .. } => Code::PeerDenied,
     }
 }
 

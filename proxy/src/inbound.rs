@@ -6,6 +6,7 @@
 use std::rc::Rc;
 
 use record::{ClosedBy, Decision, DetectedBy, EstablishedBy, Protocol};
+use rustls_pki_types::UnixTime;
 use tokio::{net::TcpStream, time::timeout};
 
 use crate::{
@@ -96,9 +97,7 @@ async fn mesh(
     stream: TcpStream,
     opening: Opening,
 ) -> Result<ClosedBy, ConnectionError> {
-    if worker.store.current().is_none() {
-        return Err(ConnectionError::CredentialsUnavailable);
-    }
+    worker.store.usable(UnixTime::now()).map_err(ConnectionError::CredentialsUnavailable)?;
     account.note(|facts| facts.reason = "the client did not prove an identity of this trust domain");
     let started = std::time::Instant::now();
     let accept = worker.acceptor.accept(Prefixed::new(opening.bytes, stream));
@@ -117,14 +116,16 @@ async fn mesh(
             return Err(ConnectionError::Alpn(account.source(), ours));
         }
     };
+    let leaf = identity::peer_leaf(session);
     account.note(|facts| {
-        facts.client_identity = identity::peer_id(session).map(|id| (id, EstablishedBy::MutualTls));
+        facts.client_identity = leaf.as_ref().map(|leaf| (leaf.id.clone(), EstablishedBy::MutualTls));
         facts.tls = Some(tls_facts(session));
         facts.protocol = protocol;
         facts.detected_by = DetectedBy::Alpn;
         facts.decision = Decision::Meshed;
         facts.reason = "the client proved an identity of this trust domain";
     });
+    account.note_client(leaf);
     forward_to_app(worker, account, Stream::TlsServer(Box::new(tls)), Vec::new(), protocol).await
 }
 

@@ -125,6 +125,7 @@ codes! {
     PeerIdentityMalformed = "peer_identity_malformed", Client, Tls, Some(502), false, "The URI of the peer's certificate is no SPIFFE ID of ours.";
     PeerTrustDomainMismatch = "peer_trust_domain_mismatch", Client, Tls, Some(502), false, "The peer belongs to another trust domain.";
     PeerIdentityMismatch = "peer_identity_mismatch", Server, Tls, Some(502), false, "The server is not who discovery says.";
+    PeerDenied = "peer_denied", Policy, Tls, Some(403), false, "The peer stands on the deny list.";
     PeerRefusedUs = "peer_refused_us", Server, Tls, Some(502), false, "The peer did not accept our certificate.";
     PlaintextRefused = "plaintext_refused", Policy, Policy, Some(403), false, "The client is not in the mesh and plaintext is refused.";
     NoEndpoint = "no_endpoint", Server, Route, Some(503), true, "The service has no endpoint.";

@@ -21,5 +21,6 @@ pub use code::{Code, Side, Step};
 pub use connection::{ClosedBy, Connection, State};
 pub use context::{Context, ContextAttributes, Decision, DetectedBy, Direction, EstablishedBy, Protocol, Tls};
 pub use event::{Event, EventName, Value};
+pub use otlp::Severity;
 pub use request::{HttpVersion, Request};
 pub use uid::{Uid, UidSource};

@@ -16,7 +16,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::client::SendRequest;
-use identity::SpiffeId;
+use identity::{Denial, DenyList, SpiffeId};
 
 use super::{
     CONNECTION_WINDOW, HEADER_LIST_BYTES_MAX, SEND_BUFFER_MAX, STREAM_WINDOW, STREAMS_MAX,
@@ -54,6 +54,8 @@ struct Server {
     streams: Cell<usize>,
     used: Cell<Instant>,
     ended: Cell<bool>,
+    denied: RefCell<Option<(SpiffeId, Denial)>>,
+    cut: Notify,
     turn: Turn,
 }
 
@@ -77,7 +79,9 @@ impl Lease {
         if !error.is_reset() {
             self.server.ended.set(true);
         }
-        if self.server.turn.refused_by_peer() {
+        if let Some((id, denial)) = self.server.denied.borrow().clone() {
+            ConnectionError::Denied(id, denial)
+        } else if self.server.turn.refused_by_peer() {
             ConnectionError::RefusedByPeer
         } else {
             ConnectionError::ServerHttp2(error)
@@ -141,6 +145,19 @@ impl Servers {
             });
             Rc::strong_count(endpoint) > 1 || !endpoint.connections.borrow().is_empty()
         });
+    }
+
+    /// Cuts connections to servers that are denied, with all that is in flight on them.
+    pub fn deny(&self, denied: &DenyList) {
+        for endpoint in self.by_address.borrow().values() {
+            for server in endpoint.connections.borrow().iter() {
+                if let Some(denial) = server.upstream.denial(denied) {
+                    *server.denied.borrow_mut() = Some(denial);
+                    server.ended.set(true);
+                    server.cut.notify_one();
+                }
+            }
+        }
     }
 
     /// Takes no further request on any of them; those in flight go on.
@@ -224,7 +241,8 @@ async fn start(connected: Connected) -> Result<Rc<Server>, ConnectionError> {
     let (stream, turn) = Gather::new(stream);
     let (send, mut connection) = builder.handshake(stream).await.map_err(ConnectionError::ServerHttp2)?;
     let (streams, used, ended) = (Cell::new(0), Cell::new(Instant::now()), Cell::new(false));
-    let server = Rc::new(Server { send, upstream, streams, used, ended, turn: turn.clone() });
+    let (denied, cut) = Default::default();
+    let server = Rc::new(Server { send, upstream, streams, used, ended, denied, cut, turn: turn.clone() });
     let driven = Rc::downgrade(&server);
     tokio::task::spawn_local(async move {
         // Every stream of the connection learns of its end by itself.

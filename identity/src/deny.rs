@@ -1,0 +1,146 @@
+//! The deny list: who is refused though certificate and roots say otherwise, until the certificates in question end.
+//!
+//! Promises: a list is bounded, and a leaf is compared by exact bytes. Leaves to others: where the list comes from, and
+//! closing the connections of a peer that is put on it ([`Leaf`] is what they keep of a peer).
+
+use std::collections::HashSet;
+use std::fmt;
+
+use rustls::{SupportedCipherSuite, crypto::aws_lc_rs};
+use rustls_pki_types::CertificateDer;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::{SpiffeId, peer};
+
+/// Entries that a list may have. It holds what was taken away within the life of a leaf, not a history.
+pub const DENIALS_MAX: usize = 10_000;
+
+/// What is denied.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Denial {
+    /// One certificate, by its serial number in hexadecimal (lower case).
+    Serial(String),
+    /// All certificates of an identity.
+    Identity(SpiffeId),
+    /// All certificates of a key: SHA-256 of its SubjectPublicKeyInfo (DER).
+    Key([u8; 32]),
+}
+
+impl fmt::Display for Denial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Serial(serial) => write!(f, "serial number {serial}"),
+            Self::Identity(id) => write!(f, "identity {id}"),
+            Self::Key(digest) => {
+                f.write_str("key with SHA-256 ")?;
+                digest.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+            }
+        }
+    }
+}
+
+/// A list with more than [`DENIALS_MAX`] entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the deny list has {0} entries, more than {DENIALS_MAX}")]
+pub struct TooManyDenials(usize);
+
+/// The entries of the moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DenyList(HashSet<Denial>);
+
+impl DenyList {
+    /// A list of these.
+    ///
+    /// # Errors
+    /// When they are too many.
+    pub fn new(denials: impl IntoIterator<Item = Denial>) -> Result<Self, TooManyDenials> {
+        let denials: HashSet<_> = denials.into_iter().collect();
+        if denials.len() > DENIALS_MAX { Err(TooManyDenials(denials.len())) } else { Ok(Self(denials)) }
+    }
+
+    /// True when nobody is denied.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The entry that this leaf meets, if any.
+    pub fn find(&self, leaf: &Leaf) -> Option<Denial> {
+        if self.is_empty() {
+            return None;
+        }
+        let entries =
+            [Denial::Serial(leaf.serial.clone()), Denial::Identity(leaf.id.clone()), Denial::Key(leaf.key_sha256)];
+        entries.into_iter().find(|entry| self.0.contains(entry))
+    }
+}
+
+/// What is kept of a peer's verified certificate, to hold it against later lists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leaf {
+    /// Whom it names.
+    pub id: SpiffeId,
+    /// Its serial number in hexadecimal, as in the CA's issuance records.
+    pub serial: String,
+    /// SHA-256 of its SubjectPublicKeyInfo (DER).
+    pub key_sha256: [u8; 32],
+}
+
+impl Leaf {
+    /// Reads a leaf; `None` when it is none of ours.
+    pub fn read(certificate: &CertificateDer<'_>) -> Option<Self> {
+        let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+        Some(Self {
+            id: peer::read_identity(&parsed).ok()?,
+            serial: serial_of(&parsed),
+            key_sha256: sha256(parsed.public_key().raw),
+        })
+    }
+}
+
+/// The serial number in hexadecimal, as it stands in issuance records and deny lists.
+pub(crate) fn serial_of(certificate: &X509Certificate<'_>) -> String {
+    certificate.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// SHA-256 by the cryptography of the mesh.
+pub fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let SupportedCipherSuite::Tls13(suite) = aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256 else {
+        unreachable!("a suite of TLS 1.3 by its name")
+    };
+    let mut digest = [0; 32];
+    digest.copy_from_slice(suite.common.hash_provider.hash(bytes).as_ref());
+    digest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_pki::{Authority, Leaf as TestLeaf};
+
+    #[test]
+    fn each_kind_of_entry_finds_its_leaf_and_no_other() {
+        let root = Authority::root("root");
+        let read = |name: &str| Leaf::read(&TestLeaf::new(name).issue(&root).der).unwrap();
+        let (one, other) = (read("spiffe://td/ns/a/sa/one"), read("spiffe://td/ns/a/sa/other"));
+        let entries =
+            [Denial::Serial(one.serial.clone()), Denial::Identity(one.id.clone()), Denial::Key(one.key_sha256)];
+        for entry in entries {
+            let list = DenyList::new([entry.clone()]).unwrap();
+            assert_eq!((list.find(&one), list.find(&other)), (Some(entry), None));
+        }
+        assert_eq!(DenyList::default().find(&one), None);
+    }
+
+    #[test]
+    fn a_list_is_bounded_and_the_digest_is_sha_256() {
+        let many = (0..=DENIALS_MAX).map(|n| Denial::Serial(n.to_string()));
+        assert_eq!(DenyList::new(many).unwrap_err(), TooManyDenials(DENIALS_MAX + 1));
+        // FIPS 180-4, example "abc".
+        assert_eq!(sha256(b"abc")[..4], [0xba, 0x78, 0x16, 0xbf]);
+    }
+}
