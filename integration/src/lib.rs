@@ -6,6 +6,7 @@
 
 mod apps;
 mod wire;
+pub mod load;
 pub mod judge;
 
 use std::{
