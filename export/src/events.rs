@@ -87,8 +87,11 @@ impl Alerts {
     }
 
     fn write(&self, name: &str, state: &str, severity: Severity, detail: &str) {
-        let attributes =
-            [(key::ALERT_NAME, Value::Text(name)), (key::ALERT_STATE, Value::Text(state)), (key::DETAIL, Value::Text(detail))];
+        let attributes = [
+            (key::ALERT_NAME, Value::Text(name)),
+            (key::ALERT_STATE, Value::Text(state)),
+            (key::DETAIL, Value::Text(detail)),
+        ];
         self.events.emit(EventName::Alert, severity, &attributes);
     }
 }

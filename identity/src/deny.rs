@@ -68,6 +68,11 @@ impl DenyList {
         self.0.len()
     }
 
+    /// The entries, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &Denial> {
+        self.0.iter()
+    }
+
     /// The entry that this leaf meets, if any.
     pub fn find(&self, leaf: &Leaf) -> Option<Denial> {
         if self.is_empty() {

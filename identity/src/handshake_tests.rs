@@ -8,8 +8,8 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
 use crate::test_pki::{Authority, Leaf, TRUST_DOMAIN, id, now};
 use crate::{
-    ALPN_H2, ALPN_HTTP1, ALPN_TCP, Credentials, Denial, DenyList, PeerError, SpiffeId, Store, client_config, peer_error, peer_failure,
-    peer_leaf, refused_by_peer, server_config, version_unsupported,
+    ALPN_H2, ALPN_HTTP1, ALPN_TCP, Credentials, Denial, DenyList, PeerError, SpiffeId, Store, client_config,
+    peer_error, peer_failure, peer_leaf, refused_by_peer, server_config, version_unsupported,
 };
 
 fn store(root: &Authority, id: &SpiffeId) -> Arc<Store> {

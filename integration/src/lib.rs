@@ -1,19 +1,31 @@
 //! What the whole-system tests share: a mesh of a client and a server pod, a stranger beside it, and the records of both.
 //!
 //! Everything is real: picket-ca, picket-proxy with its redirect, and stock programs as applications. A test needs root
-//! (or a user namespace) and fails, not skips, without it.
+//! (or a user namespace) and fails, not skips, without it. Servers and raw peers are in `apps` and `wire`, what every
+//! record must say in `judge`.
 
 pub mod envoy;
 pub mod foreign;
 pub mod pki;
+mod apps;
+mod wire;
+pub mod load;
+pub mod judge;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use record::key;
 use testkit::{
-    Collector, Endpoint, LINK_IPV4, Mesh, Net, Process, Record, Service, ServicePort, Settings, Workload, run, until,
+    Collector, Endpoint, LINK_IPV4, Mesh, Net, Process, Record, Service, ServicePort, Settings, Workload, run,
 };
+
+pub use apps::{peer, python};
+pub use wire::{Wire, accept};
 
 /// How long anything may take on a loaded machine.
 pub const DEADLINE: Duration = Duration::from_secs(20);
@@ -35,6 +47,12 @@ pub struct Stage {
     pub mesh: Mesh,
 }
 
+/// A service of the pod `server`, at 10.96.0.`number` and fd00:96::`number`.
+pub fn service(name: &str, number: u8, port: u16, target: u16, app_protocol: Option<&str>) -> Service {
+    let ports = vec![ServicePort { port, target, app_protocol: app_protocol.map(str::to_owned) }];
+    Service { name: name.to_owned(), number, ports, endpoints: vec![Endpoint::of("server")] }
+}
+
 impl Stage {
     /// Starts everything; a web server (Python's) serves files of the run directory on the pod `server`.
     ///
@@ -53,13 +71,9 @@ impl Stage {
         let collector = Collector::start(&net.link, SocketAddr::from((LINK_IPV4, 4317)))?;
         let settings = Settings { collector: settings.collector.or(Some(collector.address())), ..settings.clone() };
         let workloads = [Workload::meshed("client"), Workload::meshed("server"), Workload::plain("stranger")];
-        let service = Service {
-            name: "web".to_owned(),
-            number: 10,
-            ports: vec![ServicePort { port: WEB_PORT, target: WEB_TARGET, app_protocol: Some("http".to_owned()) }],
-            endpoints: vec![Endpoint::of("server")],
-        };
-        let mesh = Mesh::start(net, &settings, &workloads, &[&[service], more].concat())?;
+        let mut services = vec![service("web", 10, WEB_PORT, WEB_TARGET, Some("http"))];
+        services.extend_from_slice(more);
+        let mesh = Mesh::start(net, &settings, &workloads, &services)?;
         mesh.directory.write("hello.txt", "hello from the server\n")?;
         // As root: where Python comes from a version manager, other users may not execute it.
         let mut command = mesh.pod("server")?.pod.command(0, "python3");
@@ -93,17 +107,52 @@ impl Stage {
     /// # Errors
     /// When fewer came in time.
     pub fn records(&self, count: usize, matches: impl Fn(&Record) -> bool) -> Result<Vec<Record>> {
-        until("records at the collector", DEADLINE, || {
-            let found: Vec<_> = self.collector.records().into_iter().filter(|record| matches(record)).collect();
-            Ok((found.len() >= count).then_some(found))
-        })
-        .with_context(|| {
-            let all = self.collector.records();
-            let codes: Vec<_> = all
+        let enough = |received: &[Record]| received.iter().filter(|record| matches(record)).count() >= count;
+        self.collector.wait_until("records at the collector", DEADLINE, enough).with_context(|| {
+            let codes: Vec<_> = self
+                .collector
+                .select(|_| true)
                 .iter()
                 .map(|record| (record.event().to_owned(), record.text(key::CODE).map(str::to_owned)))
                 .collect();
             format!("records that came: {codes:?}")
-        })
+        })?;
+        Ok(self.collector.select(matches))
+    }
+
+    /// All records that match of everything that ended before this call: none is missing because it is still on its
+    /// way, and none too many is overlooked because it comes late.
+    ///
+    /// A proxy's records arrive in the order in which it wrote them (with one worker, as here), so a request that is
+    /// sent now marks the end of what was written before on both sides.
+    ///
+    /// # Errors
+    /// When the mark does not arrive in time.
+    pub fn settled(&self, matches: impl Fn(&Record) -> bool) -> Result<Vec<Record>> {
+        static MARKS: AtomicUsize = AtomicUsize::new(0);
+        let path = format!("/mark-{}", MARKS.fetch_add(1, Ordering::Relaxed));
+        self.run("client", "curl", &["--silent", "--show-error", &format!("http://10.96.0.10{path}")])?;
+        self.records(2, |record| record.is(key::URL_PATH, &path))?;
+        // A mark's connection on the client's side carries nothing else.
+        let is_mark = |record: &Record| record.text(key::URL_PATH).is_some_and(|path| path.starts_with("/mark-"));
+        let marks = self.collector.select(|record| is_mark(record) && record.is(key::DIRECTION, "outbound"));
+        let connections: Vec<_> = marks.iter().filter_map(|record| record.text(key::CONNECTION_UID)).collect();
+        let of_mark = |record: &Record| {
+            is_mark(record) || record.text(key::LOG_RECORD_UID).is_some_and(|uid| connections.contains(&uid))
+        };
+        Ok(self.collector.select(|record| matches(record) && !of_mark(record)))
+    }
+
+    /// The value of a sample at `/metrics` of a pod's proxy, such as `picket_connections_open{direction="inbound"}`.
+    ///
+    /// # Errors
+    /// When the proxy does not answer or shows no such sample.
+    pub fn metric(&self, pod: &str, sample: &str) -> Result<u64> {
+        let (status, text) = self.mesh.admin(pod, "/metrics")?;
+        let line = text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+        match line {
+            Some(value) if status == 200 => Ok(value.trim().parse()?),
+            Some(_) | None => bail!("{sample} is not in {pod}'s metrics: {status} {text}"),
+        }
     }
 }

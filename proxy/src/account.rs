@@ -18,9 +18,19 @@ use record::{
 };
 
 use crate::{
+    error::ConnectionError,
     forward::head::TraceParent,
     journal::{Journal, unix_nanos},
 };
+
+/// Which end of a hop something comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The side that dialled.
+    Client,
+    /// The side that was dialled.
+    Server,
+}
 
 /// What a TLS session agreed on.
 #[derive(Debug, Clone, Default)]
@@ -151,14 +161,13 @@ pub struct Account {
     context: RefCell<Option<Rc<ContextAttributes>>>,
     /// How long TLS with the client took.
     pub client_handshake: Cell<Option<Duration>>,
-    /// When the first byte came from the server.
-    pub first_byte: Cell<Option<Instant>>,
-    /// Bytes from the client, as the application wrote them.
-    pub from_client: Cell<u64>,
-    /// Bytes from the server, as the application wrote them.
-    pub from_server: Cell<u64>,
+    first_byte: Cell<Option<Instant>>,
+    from_client: Cell<u64>,
+    from_server: Cell<u64>,
     requests: Cell<u64>,
     finished: Cell<bool>,
+    /// Why it is cut, with a detail for people.
+    cut: RefCell<Option<(Code, String)>>,
 }
 
 impl Account {
@@ -198,6 +207,7 @@ impl Account {
             from_server: Cell::default(),
             requests: Cell::default(),
             finished: Cell::default(),
+            cut: RefCell::default(),
         })
     }
 
@@ -227,6 +237,24 @@ impl Account {
             .or_else(|| self.upstream.borrow().as_ref().and_then(|upstream| upstream.denial(denied)))
     }
 
+    /// Counts bytes of content that have come, and notes when the first came from the server.
+    pub fn count(&self, from: End, bytes: u64) {
+        match from {
+            End::Client => self.from_client.set(self.from_client.get() + bytes),
+            End::Server => {
+                self.from_server.set(self.from_server.get() + bytes);
+                self.answered();
+            }
+        }
+    }
+
+    /// Notes that the server has begun to answer.
+    fn answered(&self) {
+        if self.first_byte.get().is_none() {
+            self.first_byte.set(Some(Instant::now()));
+        }
+    }
+
     /// Who dialled.
     pub fn source(&self) -> SocketAddr {
         self.facts.borrow().source
@@ -241,6 +269,18 @@ impl Account {
         let mut context = self.context.borrow_mut();
         let upstream = self.upstream.borrow();
         Rc::clone(context.get_or_insert_with(|| Rc::new(self.facts.borrow().encode(upstream.as_deref()))))
+    }
+
+    /// Notes why the connection is about to be dropped before its end.
+    pub fn cut(&self, error: &ConnectionError) {
+        *self.cut.borrow_mut() = Some((error.code(), telemetry::chain(error).to_string()));
+    }
+
+    /// Code and detail of what is dropped before its end: what was noted, the shutdown, or else `code`.
+    fn ending(&self, code: Code) -> (Code, String) {
+        let draining = self.journal.is_draining();
+        let otherwise = || (if draining { Code::Draining } else { code }, "cut before it ended".to_owned());
+        self.cut.borrow().clone().unwrap_or_else(otherwise)
     }
 
     /// Writes a record of a long connection that goes on.
@@ -285,8 +325,8 @@ impl Account {
 
 impl Drop for Account {
     fn drop(&mut self) {
-        let code = if self.journal.is_draining() { Code::Draining } else { Code::Internal };
-        self.finish(ClosedBy::Us, code, Some("cut before it ended"));
+        let (code, detail) = self.ending(Code::Internal);
+        self.finish(ClosedBy::Us, code, Some(&detail));
     }
 }
 
@@ -306,17 +346,14 @@ pub struct RequestAccount {
     /// The version of HTTP.
     pub http_version: HttpVersion,
     /// The answer's status.
-    pub status: Option<u16>,
+    pub status: Cell<Option<u16>>,
     /// True for calls of gRPC.
     pub is_grpc: bool,
     /// The status of the call.
-    pub grpc_status: Option<u32>,
-    /// Bytes of content from the client.
-    pub request_body_bytes: u64,
-    /// Bytes of content from the server.
-    pub response_body_bytes: u64,
-    /// When the answer's head came.
-    pub first_byte: Option<Instant>,
+    pub grpc_status: Cell<Option<u32>>,
+    request_body_bytes: Cell<u64>,
+    response_body_bytes: Cell<u64>,
+    first_byte: Cell<Option<Instant>>,
     /// How often it was sent again.
     pub resends: u32,
     /// The trace that it belongs to.
@@ -345,12 +382,12 @@ impl RequestAccount {
             path: path.to_owned(),
             authority: authority.map(str::to_owned),
             http_version: version,
-            status: None,
+            status: Cell::default(),
             is_grpc: false,
-            grpc_status: None,
-            request_body_bytes: 0,
-            response_body_bytes: 0,
-            first_byte: None,
+            grpc_status: Cell::default(),
+            request_body_bytes: Cell::default(),
+            response_body_bytes: Cell::default(),
+            first_byte: Cell::default(),
             resends: 0,
             trace: None,
             upgraded: None,
@@ -364,9 +401,28 @@ impl RequestAccount {
         self.connection.note_upstream(upstream);
     }
 
-    /// When the request came.
-    pub fn started(&self) -> Instant {
-        self.started
+    /// Counts bytes of content that have come, for the connection too: what is cut is counted up to the cut, and reports
+    /// of a connection that goes on are right.
+    pub fn count(&self, from: End, bytes: u64) {
+        let counter = match from {
+            End::Client => &self.request_body_bytes,
+            End::Server => &self.response_body_bytes,
+        };
+        counter.set(counter.get() + bytes);
+        self.connection.count(from, bytes);
+    }
+
+    /// Notes that the first byte of the answer has come.
+    pub fn answered(&self) {
+        if self.first_byte.get().is_none() {
+            self.first_byte.set(Some(Instant::now()));
+            self.connection.answered();
+        }
+    }
+
+    /// True when a byte of the answer has come.
+    pub fn is_answered(&self) -> bool {
+        self.first_byte.get().is_some()
     }
 
     /// Writes the record; later calls do nothing.
@@ -374,13 +430,15 @@ impl RequestAccount {
         if std::mem::replace(&mut self.finished, true) {
             return;
         }
+        let cut = self.connection.cut.borrow().clone();
+        let (code, detail) = cut.as_ref().map_or((code, detail), |(code, detail)| (*code, Some(detail.as_str())));
         if let Some(upstream) = &self.upstream {
             self.connection.note_upstream(upstream);
         }
         let context = self.connection.context();
         let journal = &self.connection.journal;
         let duration = self.started.elapsed();
-        journal.metrics.request(self.connection.direction, self.status, code);
+        journal.metrics.request(self.connection.direction, self.status.get(), code);
         let record = Request {
             uid: journal.uid(self.started_unix_nanos),
             connection: self.connection.uid,
@@ -391,12 +449,12 @@ impl RequestAccount {
             path: &self.path,
             authority: self.authority.as_deref(),
             http_version: self.http_version,
-            status: self.status,
-            grpc_status: self.grpc_status,
+            status: self.status.get(),
+            grpc_status: self.grpc_status.get(),
             is_grpc: self.is_grpc,
-            request_body_bytes: self.request_body_bytes,
-            response_body_bytes: self.response_body_bytes,
-            first_byte: self.first_byte.map(|at| at.saturating_duration_since(self.started)),
+            request_body_bytes: self.request_body_bytes.get(),
+            response_body_bytes: self.response_body_bytes.get(),
+            first_byte: self.first_byte.get().map(|at| at.saturating_duration_since(self.started)),
             duration,
             resends: self.resends,
             trace: self.trace,
@@ -410,7 +468,7 @@ impl RequestAccount {
 
 impl Drop for RequestAccount {
     fn drop(&mut self) {
-        let code = if self.connection.journal.is_draining() { Code::Draining } else { Code::RequestCanceled };
-        self.finish(code, Some("cut before it ended"));
+        let (code, detail) = self.connection.ending(Code::RequestCanceled);
+        self.finish(code, Some(&detail));
     }
 }

@@ -11,7 +11,8 @@ use crate::{
     credentials::Credentials,
     discover::FileDiscovery,
     drain::Drain,
-    metrics::{self, Surroundings, WorkerMetrics},
+    metrics::{self, Surroundings, TrustNumbers, WorkerMetrics},
+    trust::Trust,
 };
 
 /// The parts whose state is shown.
@@ -29,6 +30,8 @@ pub struct State {
     pub sinks: Vec<(&'static str, Arc<export::Counters>)>,
     /// How our certificate fares.
     pub credentials: Arc<Credentials>,
+    /// The trust bundle.
+    pub trust: Arc<Trust>,
     /// Whether we are stopping.
     pub drain: Drain,
 }
@@ -51,6 +54,12 @@ impl State {
             sinks: &self.sinks,
             certificate_remaining: self.credentials.remaining_seconds().unwrap_or(0),
             renewals: self.credentials.attempts(),
+            renewed_at: self.credentials.renewed_at(),
+            trust: TrustNumbers {
+                generation: self.trust.generation(),
+                following: self.trust.is_following(),
+                denials: self.trust.denials(),
+            },
             discovery_age: self.discovery.age().as_secs(),
         };
         metrics::render(&self.workers, &around, out);

@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use export::access_log::{self, Mode, ModeHandle};
+use export::{
+    Alerts, Events,
+    access_log::{self, Mode, ModeHandle},
+};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
@@ -21,6 +24,7 @@ use crate::{
     discover::{self, FileDiscovery},
     drain::{self, DrainSignal},
     metrics::WorkerMetrics,
+    trust::Trust,
     worker::{self, Listeners, Parts},
 };
 
@@ -84,6 +88,7 @@ pub fn run(config: Config) -> Result<(), Error> {
     let (sinks, queues) = Sinks::start(&config, &mode)?;
     let (signal, drain) = drain::channel();
     let metrics: Vec<_> = (0..config.workers).map(|_| Arc::new(WorkerMetrics::default())).collect();
+    let (denied, denials) = tokio::sync::watch::channel(Arc::default());
     let parts = |at: usize| Parts {
         config: Arc::clone(&config),
         discovery: Arc::clone(&discovery),
@@ -93,23 +98,29 @@ pub fn run(config: Config) -> Result<(), Error> {
         metrics: Arc::clone(&metrics[at]),
         seed: seed(),
         drain: drain.clone(),
+        denied: denials.clone(),
     };
     let mut workers = Vec::new();
     for at in 0..config.workers {
         workers.push(start_worker(at, parts(at), &config)?);
     }
+    let alerts = Arc::new(Alerts::new(Events::new(sinks.senders)));
+    let credentials = Credentials::new(&config.identity, Arc::clone(&store), Arc::clone(&alerts));
+    let trust = Trust::start(&config.identity, Arc::clone(&store), Arc::clone(&credentials), alerts, denied);
     let state = admin::State {
         config: Arc::clone(&config),
         discovery: Arc::clone(&discovery),
         store: Arc::clone(&store),
         workers: metrics.clone(),
         sinks: sinks.counters.clone(),
-        credentials: Credentials::new(&config.identity, Arc::clone(&store)),
+        credentials,
+        trust,
         drain: drain.clone(),
     };
-    drop(sinks.senders);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::System)?;
     runtime.block_on(control(&config, state, level, mode, signal, workers, queues))?;
+    // With the background tasks go the last senders of records.
+    drop(runtime);
     if let Some(access_log) = sinks.access_log {
         // It has nothing left to write once the workers are gone; a panic there was logged by the runtime.
         let _ended = access_log.join();
@@ -175,6 +186,7 @@ async fn control(
     let background = [
         tokio::spawn(Arc::clone(&state.discovery).watch()),
         tokio::spawn(Arc::clone(&state.credentials).run()),
+        tokio::spawn(Arc::clone(&state.trust).run()),
         tokio::spawn(server.run(admin::admin(state, level, mode))),
     ];
     let (workers_gone, gone) = tokio::sync::oneshot::channel::<()>();

@@ -1,4 +1,6 @@
-//! The call to the CA: TLS to a server that must prove the CA's identity, the token in the header, a CSR in, a chain out.
+//! The calls to the CA: TLS to a server that must prove the CA's identity, the token in the header.
+//!
+//! Leaves to others: what is asked for, and when.
 
 use std::sync::Arc;
 
@@ -7,22 +9,28 @@ use hyper_util::rt::TokioIo;
 use identity::Store;
 use tokio::net::TcpStream;
 use tonic::{
+    Request,
     metadata::MetadataValue,
-    transport::{Endpoint, Uri},
+    transport::{Channel, Endpoint, Uri},
 };
 
-use crate::{config::Identity, credentials::Error};
+use crate::{
+    config::Identity,
+    credentials::{self, Error},
+};
 
-/// Asks the CA for a certificate: the chain, PEM, leaf first.
+/// How often a connection on which nothing happens is tried, and how long the answer may take.
+const KEEP_ALIVE: (std::time::Duration, std::time::Duration) =
+    (std::time::Duration::from_secs(30), std::time::Duration::from_secs(10));
+
+/// A connection to the CA.
 ///
 /// # Errors
-/// What the connection or the CA says.
-pub async fn create_certificate(
-    config: &Identity,
-    store: &Arc<Store>,
-    csr: String,
-    token: &[u8],
-) -> Result<String, Error> {
+/// When it cannot be reached, or is not who it should be.
+///
+/// # Cancellation
+/// A connection half made is closed.
+pub async fn connect(config: &Identity, store: &Arc<Store>) -> Result<Channel, Error> {
     let tls = Arc::new(identity::client_config(store, &config.ca_identity, b"h2"));
     let address = config.ca_address.clone();
     let connect = tower::service_fn(move |_: Uri| {
@@ -34,15 +42,37 @@ pub async fn create_certificate(
             Ok::<_, std::io::Error>(TokioIo::new(tls.connect(name, socket).await?))
         }
     });
-    let endpoint = Endpoint::from_shared(format!("http://{}", config.ca_address)).map_err(Error::Address)?;
-    let channel = endpoint.connect_with_connector(connect).await.map_err(Error::Connect)?;
-    let mut request = tonic::Request::new(IstioCertificateRequest { csr, ..Default::default() });
+    let endpoint = Endpoint::from_shared(format!("http://{}", config.ca_address))
+        .map_err(Error::Address)?
+        .http2_keep_alive_interval(KEEP_ALIVE.0)
+        .keep_alive_timeout(KEEP_ALIVE.1)
+        .keep_alive_while_idle(true);
+    endpoint.connect_with_connector(connect).await.map_err(Error::Connect)
+}
+
+/// Puts the token into a call's header.
+///
+/// # Errors
+/// When it cannot be read, or cannot stand there.
+pub fn authorize<T>(config: &Identity, request: &mut Request<T>) -> Result<(), Error> {
+    let token = credentials::read(&config.token_file)?;
     let mut bearer = b"Bearer ".to_vec();
     bearer.extend_from_slice(token.trim_ascii());
     let bearer = std::str::from_utf8(&bearer).ok().and_then(|text| MetadataValue::try_from(text).ok());
     let mut bearer: MetadataValue<_> = bearer.ok_or(Error::Token)?;
     bearer.set_sensitive(true);
     request.metadata_mut().insert("authorization", bearer);
+    Ok(())
+}
+
+/// Asks the CA for a certificate: the chain, PEM, leaf first.
+///
+/// # Errors
+/// What the connection or the CA says.
+pub async fn create_certificate(config: &Identity, store: &Arc<Store>, csr: String) -> Result<String, Error> {
+    let channel = connect(config, store).await?;
+    let mut request = Request::new(IstioCertificateRequest { csr, ..Default::default() });
+    authorize(config, &mut request)?;
     let answer = IstioCertificateServiceClient::new(channel).create_certificate(request).await;
     Ok(answer.map_err(|status| Error::Refused(Box::new(status)))?.into_inner().cert_chain.join("\n"))
 }

@@ -90,6 +90,8 @@ pub struct Identity {
     pub ca_identity: SpiffeId,
     /// Our ServiceAccount token.
     pub token_file: PathBuf,
+    /// Where the trust that was good last is kept over restarts.
+    pub state_dir: Option<PathBuf>,
 }
 
 /// An OTLP collector.
@@ -249,11 +251,13 @@ impl Identity {
         let expected = "a SPIFFE ID such as spiffe://example.org/ns/picket-system/sa/picket-ca";
         let ca_identity = section.required_with("caIdentity", expected, |scalar| scalar.text()?.parse().ok());
         let token_file = section.required("tokenFile");
+        let state_dir = section.optional("stateDir");
         Ok(Self {
             ca_address: ca_address?.to_string(),
             ca_roots: ca_roots?,
             ca_identity: ca_identity?,
             token_file: token_file?,
+            state_dir,
         })
     }
 }

@@ -15,8 +15,8 @@ use std::{
 
 use identity::{DenyList, SpiffeId};
 use record::{Decision, EstablishedBy};
-use socket2::{SockRef, TcpKeepalive};
 use rustls_pki_types::UnixTime;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::TlsConnector;
 
@@ -306,7 +306,8 @@ fn plain(
     reason: &'static str,
     connect: Duration,
 ) -> Connected {
-    let upstream = Upstream { address, workload, identity, tls: None, leaf: None, decision, reason, connect, handshake: None };
+    let upstream =
+        Upstream { address, workload, identity, tls: None, leaf: None, decision, reason, connect, handshake: None };
     Connected {
         stream: Stream::Plain(Prefixed::new(Vec::new(), socket)),
         upstream: Rc::new(upstream),

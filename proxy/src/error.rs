@@ -213,7 +213,7 @@ mod tests {
         }
         for direction in [Direction::Inbound, Direction::Outbound] {
             assert_eq!(ConnectionError::PlaintextRefused.closed_by(direction), ClosedBy::Us);
-            assert_eq!(ConnectionError::CredentialsUnavailable.closed_by(direction), ClosedBy::Us);
+            assert_eq!(ConnectionError::CredentialsUnavailable(Unusable::Missing).closed_by(direction), ClosedBy::Us);
             assert_eq!(ConnectionError::ClientClosed.closed_by(direction), ClosedBy::Client);
             assert_eq!(ConnectionError::ServerClosed.closed_by(direction), ClosedBy::Server);
         }

@@ -21,6 +21,8 @@ pub mod detect;
 pub mod stream;
 pub mod credentials;
 pub mod ca_client;
+pub mod trust;
+pub mod trust_state;
 pub mod policy;
 pub mod discover;
 pub mod balance;

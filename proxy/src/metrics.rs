@@ -80,6 +80,22 @@ pub const CATALOGUE: &[Metric] = &[
         "Attempts to get a certificate.",
     ),
     metric(
+        "picket_certificate_renewed_timestamp_seconds",
+        Kind::Gauge,
+        "s",
+        &[],
+        "When the last certificate came, in seconds since 1970 UTC; 0 before the first.",
+    ),
+    metric(
+        "picket_trust_generation",
+        Kind::Gauge,
+        "{generation}",
+        &[],
+        "Generation of the trust bundle that is in force; 0 when it came from the file.",
+    ),
+    metric("picket_trust_following", Kind::Gauge, "{stream}", &[], "1 while the CA's trust bundle is followed."),
+    metric("picket_trust_denials", Kind::Gauge, "{entry}", &[], "Entries of the deny list."),
+    metric(
         "picket_discovery_age_seconds",
         Kind::Gauge,
         "s",
@@ -175,8 +191,23 @@ pub struct Surroundings<'a> {
     pub certificate_remaining: u64,
     /// Attempts to get a certificate: succeeded, failed.
     pub renewals: (u64, u64),
+    /// When the last certificate came.
+    pub renewed_at: u64,
+    /// The trust bundle.
+    pub trust: TrustNumbers,
     /// Seconds since the discovery file was read.
     pub discovery_age: u64,
+}
+
+/// What is shown of the trust bundle.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TrustNumbers {
+    /// The generation in force.
+    pub generation: u64,
+    /// The CA is followed.
+    pub following: bool,
+    /// Entries of the deny list.
+    pub denials: u64,
 }
 
 /// Appends all metrics to `out`, in the order of the catalogue.
@@ -196,6 +227,18 @@ pub fn render(workers: &[Arc<WorkerMetrics>], around: &Surroundings<'_>, out: &m
             }
             "picket_certificate_renewals_total" => {
                 family.sample(&["succeeded"], around.renewals.0).sample(&["failed"], around.renewals.1);
+            }
+            "picket_certificate_renewed_timestamp_seconds" => {
+                family.sample(&[], around.renewed_at);
+            }
+            "picket_trust_generation" => {
+                family.sample(&[], around.trust.generation);
+            }
+            "picket_trust_following" => {
+                family.sample(&[], u64::from(around.trust.following));
+            }
+            "picket_trust_denials" => {
+                family.sample(&[], around.trust.denials);
             }
             "picket_discovery_age_seconds" => {
                 family.sample(&[], around.discovery_age);
@@ -286,6 +329,8 @@ mod tests {
             sinks: &[],
             certificate_remaining: 7,
             renewals: (1, 2),
+            renewed_at: 8,
+            trust: TrustNumbers { generation: 9, ..TrustNumbers::default() },
             discovery_age: 3,
         };
         let mut text = String::new();
@@ -295,6 +340,7 @@ mod tests {
             "picket_connections_closed_total{direction=\"inbound\",code=\"server_reset\"} 1",
             "picket_requests_total{direction=\"outbound\",status_class=\"5xx\"} 1",
             "picket_certificate_remaining_seconds 7",
+            "picket_trust_generation 9",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }

@@ -4,16 +4,22 @@
 //! A connection is one task; whatever happens to it, its account ends in one closing record.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
+    collections::HashMap,
     io,
     net::{Ipv6Addr, SocketAddr, SocketAddrV6},
-    rc::Rc,
+    rc::{Rc, Weak},
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use identity::DenyList;
 use record::{ClosedBy, Code, Direction};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::AbortHandle,
+};
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
@@ -52,8 +58,16 @@ pub struct Worker {
     servers: Rc<Servers>,
     journal: Rc<Journal>,
     drain: Drain,
-    connections: Cell<usize>,
+    connections: RefCell<HashMap<u64, Entry>>,
     connections_max: usize,
+    denied: watch::Receiver<Arc<DenyList>>,
+}
+
+/// A connection that is open: its task, and its account once there is one.
+#[derive(Debug)]
+struct Entry {
+    task: AbortHandle,
+    account: Weak<Account>,
 }
 
 /// The two listeners of one worker; those of all workers share their ports.
@@ -117,6 +131,8 @@ pub struct Parts {
     pub seed: u128,
     /// Tells when to stop.
     pub drain: Drain,
+    /// Who is denied from now on.
+    pub denied: watch::Receiver<Arc<DenyList>>,
 }
 
 /// Runs a worker on the current thread until it has drained.
@@ -139,7 +155,8 @@ pub fn run(parts: Parts, listeners: Listeners) -> io::Result<()> {
         servers: Rc::default(),
         journal: Rc::clone(&journal),
         drain: parts.drain,
-        connections: Cell::new(0),
+        connections: RefCell::default(),
+        denied: parts.denied,
         config: parts.config,
     });
     let result = local.block_on(&runtime, serve(worker, listeners));
@@ -154,10 +171,12 @@ async fn serve(worker: Rc<Worker>, listeners: Listeners) -> io::Result<()> {
     let outbound = TcpListener::from_std(listeners.outbound)?;
     let inbound = TcpListener::from_std(listeners.inbound)?;
     let chores = tokio::task::spawn_local(chores(Rc::clone(&worker)));
+    let denials = tokio::task::spawn_local(denials(Rc::clone(&worker)));
     let mut drain = worker.drain.clone();
+    let next = Cell::new(0);
     tokio::select! {
-        () = accept(&worker, &outbound, Direction::Outbound) => {}
-        () = accept(&worker, &inbound, Direction::Inbound) => {}
+        () = accept(&worker, &outbound, Direction::Outbound, &next) => {}
+        () = accept(&worker, &inbound, Direction::Inbound, &next) => {}
         () = drain.wait() => {}
     }
     drop((outbound, inbound));
@@ -165,10 +184,11 @@ async fn serve(worker: Rc<Worker>, listeners: Listeners) -> io::Result<()> {
     worker.connector.close_idle();
     worker.servers.close_idle();
     let deadline = Instant::now() + worker.config.drain_timeout;
-    while worker.connections.get() > 0 && Instant::now() < deadline {
+    while !worker.connections.borrow().is_empty() && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     chores.abort();
+    denials.abort();
     Ok(())
 }
 
@@ -186,12 +206,17 @@ async fn chores(worker: Rc<Worker>) {
     }
 }
 
-async fn accept(worker: &Rc<Worker>, listener: &TcpListener, direction: Direction) {
+async fn accept(worker: &Rc<Worker>, listener: &TcpListener, direction: Direction, next: &Cell<u64>) {
     loop {
         match listener.accept().await {
             Ok((stream, source)) => {
-                let worker = Rc::clone(worker);
-                tokio::task::spawn_local(async move { connection(&worker, direction, stream, source).await });
+                let (served, number) = (Rc::clone(worker), next.replace(next.get() + 1));
+                let task = tokio::task::spawn_local(async move {
+                    let _open = Open(&served, number);
+                    connection(&served, number, direction, stream, source).await;
+                });
+                let entry = Entry { task: task.abort_handle(), account: Weak::new() };
+                worker.connections.borrow_mut().insert(number, entry);
             }
             Err(error) => {
                 tracing::warn!(%error, ?direction, "could not accept a connection; raise the limit of open files");
@@ -201,19 +226,35 @@ async fn accept(worker: &Rc<Worker>, listener: &TcpListener, direction: Directio
     }
 }
 
-/// Counts a connection while it lives.
-struct Open<'a>(&'a Worker);
+/// Keeps a connection in the worker's list while it lives.
+struct Open<'a>(&'a Worker, u64);
 
 impl Drop for Open<'_> {
     fn drop(&mut self) {
-        self.0.connections.set(self.0.connections.get() - 1);
+        self.0.connections.borrow_mut().remove(&self.1);
+    }
+}
+
+/// Cuts what connects us with a peer from the moment on that it is denied, for ever.
+async fn denials(worker: Rc<Worker>) {
+    let mut denied = worker.denied.clone();
+    // An error means that the proxy stops.
+    while denied.changed().await.is_ok() {
+        let list = Arc::clone(&denied.borrow_and_update());
+        worker.connector.deny(&list);
+        worker.servers.deny(&list);
+        for Entry { task, account } in worker.connections.borrow().values() {
+            let Some(account) = account.upgrade() else { continue };
+            if let Some((id, denial)) = account.denial(&list) {
+                account.cut(&ConnectionError::Denied(id, denial));
+                task.abort();
+            }
+        }
     }
 }
 
 /// A connection's life: address, permit, the steps of its direction, and its closing record.
-async fn connection(worker: &Worker, direction: Direction, stream: TcpStream, source: SocketAddr) {
-    worker.connections.set(worker.connections.get() + 1);
-    let _open = Open(worker);
+async fn connection(worker: &Worker, number: u64, direction: Direction, stream: TcpStream, source: SocketAddr) {
     let own_ports = [worker.config.outbound.port, worker.config.inbound.port];
     let resolved = original_dst::resolve(&stream, &own_ports);
     let destination = match &resolved {
@@ -221,10 +262,13 @@ async fn connection(worker: &Worker, direction: Direction, stream: TcpStream, so
         Err(_) => stream.local_addr().map_or(source, original_dst::unmapped),
     };
     let account = Account::open(Rc::clone(&worker.journal), direction, original_dst::unmapped(source), destination);
+    if let Some(entry) = worker.connections.borrow_mut().get_mut(&number) {
+        entry.account = Rc::downgrade(&account);
+    }
     tune(&stream);
     let result = match resolved {
         Err(error) => Err(error),
-        Ok(_) if worker.connections.get() > worker.connections_max => Err(ConnectionError::ConnectionLimit),
+        Ok(_) if worker.connections.borrow().len() > worker.connections_max => Err(ConnectionError::ConnectionLimit),
         Ok(_) => reported(&account, steps(worker, direction, &account, stream)).await,
     };
     match result {

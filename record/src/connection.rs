@@ -61,9 +61,9 @@ pub struct Connection<'a> {
     pub ended_unix_nanos: u64,
     /// Whether it goes on.
     pub state: State,
-    /// Bytes of the application, towards the server.
+    /// Bytes of content towards the server: bodies of HTTP, else all bytes.
     pub bytes_from_client: u64,
-    /// Bytes of the application, towards the client.
+    /// Bytes of content towards the client: bodies of HTTP, else all bytes.
     pub bytes_from_server: u64,
     /// Until TCP to the endpoint stood.
     pub connect: Option<Duration>,

@@ -90,9 +90,9 @@ pub const CLOSED_BY: &str = "picket.closed_by";
 pub const CONNECTION_STATE: &str = "picket.connection.state";
 /// `log.record.uid` of the connection's closing record.
 pub const CONNECTION_UID: &str = "picket.connection.uid";
-/// Bytes of the application, towards the server.
+/// Bytes of content towards the server: bodies where requests are told apart, else all bytes.
 pub const BYTES_FROM_CLIENT: &str = "picket.bytes.from_client";
-/// Bytes of the application, towards the client.
+/// Bytes of content towards the client: bodies where requests are told apart, else all bytes.
 pub const BYTES_FROM_SERVER: &str = "picket.bytes.from_server";
 /// Seconds until TCP to the endpoint stood.
 pub const CONNECT_DURATION: &str = "picket.connect.duration";
@@ -160,8 +160,8 @@ pub const ALL: &[(&str, &str)] = &[
     (CLOSED_BY, "`client`, `server` or `us`"),
     (CONNECTION_STATE, "`open` (a report of a long connection) or `closed`"),
     (CONNECTION_UID, "`log.record.uid` of the connection's closing record"),
-    (BYTES_FROM_CLIENT, "bytes of the application, towards the server"),
-    (BYTES_FROM_SERVER, "bytes of the application, towards the client"),
+    (BYTES_FROM_CLIENT, "bytes of content towards the server: bodies where requests are told apart, else all bytes"),
+    (BYTES_FROM_SERVER, "bytes of content towards the client: bodies where requests are told apart, else all bytes"),
     (CONNECT_DURATION, "seconds until TCP to the endpoint stood"),
     (HANDSHAKE_DURATION, "seconds of the TLS handshake"),
     (FIRST_BYTE_DURATION, "seconds until the first byte from the server"),

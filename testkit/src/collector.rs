@@ -87,6 +87,11 @@ impl Collector {
         self.state.lock().clone()
     }
 
+    /// The records received so far that match, in the order of arrival.
+    pub fn select(&self, matches: impl Fn(&Record) -> bool) -> Vec<Record> {
+        self.state.lock().iter().filter(|record| matches(record)).cloned().collect()
+    }
+
     /// Blocks until `enough` holds for what was received, and gives it.
     ///
     /// # Errors

@@ -283,6 +283,7 @@ impl Mesh {
                 "caRoots": self.trust_bundle(),
                 "caIdentity": CA_IDENTITY,
                 "tokenFile": token,
+                "stateDir": own,
             },
             "discovery": { "file": self.discovery_file() },
             "accessLog": { "mode": "all", "format": "text" },

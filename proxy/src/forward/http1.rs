@@ -14,7 +14,12 @@ use super::{
     head::{self, Refusal, RequestHead},
     tcp,
 };
-use crate::{account::RequestAccount, connect::Connected, error::ConnectionError, stream::Stream};
+use crate::{
+    account::{End, RequestAccount},
+    connect::Connected,
+    error::ConnectionError,
+    stream::Stream,
+};
 
 /// How long a refused client may take to read the answer and close.
 const LINGER: Duration = Duration::from_secs(1);
@@ -114,7 +119,7 @@ impl Session<'_> {
     /// Sends an answer of our own and finishes the account.
     async fn answer(&mut self, account: &mut RequestAccount, code: Code, detail: &str) {
         let status = code.http_status().unwrap_or(502);
-        account.status = Some(status);
+        account.status.set(Some(status));
         account.finish(code, Some(detail));
         let body = format!("picket: {}: {detail}\n", code.as_str());
         let answer = format!(
@@ -155,7 +160,6 @@ impl Session<'_> {
         let (method, path, authority) = (&request.method, &request.path, request.authority.as_deref());
         let mut account = RequestAccount::open(&self.hop.account, method, path, authority, version);
         account.trace = request.trace;
-        self.hop.account.from_client.set(self.hop.account.from_client.get() + end as u64);
         loop {
             let fresh = account.resends > 0;
             let mut server = match self.server(fresh).await {
@@ -167,15 +171,16 @@ impl Session<'_> {
             };
             account.note_upstream(&server.upstream);
             let close = !request.keep_alive || self.hop.drain.is_draining();
-            let mut exchange = Exchange::new(&request, forwarded.clone(), close, self.hop.head_bytes_max);
+            let limit = self.hop.head_bytes_max;
+            let mut exchange = Exchange::new(&request, &account, forwarded.clone(), close, limit);
             let result = exchange.run(&mut self.client, &mut self.buffer, &mut server).await;
-            self.note(&mut account, &exchange);
+            let answered = exchange.answered;
             match result {
                 Ok(exchanged) => return self.completed(account, &request, exchanged, server, close).await,
                 Err(broken) => {
                     let untouched = match &broken {
                         Broken::ServerClosed { untouched } => *untouched,
-                        Broken::Server(_) => exchange.first_byte.is_none(),
+                        Broken::Server(_) => !account.is_answered(),
                         Broken::Client(_) | Broken::RequestBody(_) | Broken::Response(_) => false,
                     };
                     let safe = request.is_idempotent() && request.framing == head::Framing::None;
@@ -183,7 +188,6 @@ impl Session<'_> {
                         account.resends += 1;
                         continue;
                     }
-                    let answered = exchange.answered;
                     return self.broken(account, broken, answered).await.map(Next::Close);
                 }
             }
@@ -198,18 +202,6 @@ impl Session<'_> {
             return Ok(own);
         }
         self.hop.connector.take_http1(&self.hop.target, fresh).await
-    }
-
-    fn note(&self, account: &mut RequestAccount, exchange: &Exchange<'_>) {
-        (account.request_body_bytes, account.response_body_bytes) = exchange.content_bytes();
-        account.first_byte = exchange.first_byte;
-        account.status = exchange.response().map(|response| response.status);
-        let connection = &self.hop.account;
-        connection.from_client.set(connection.from_client.get() + account.request_body_bytes);
-        connection.from_server.set(connection.from_server.get() + account.response_body_bytes);
-        if connection.first_byte.get().is_none() {
-            connection.first_byte.set(exchange.first_byte);
-        }
     }
 
     async fn completed(
@@ -246,22 +238,19 @@ impl Session<'_> {
     async fn tunnel(&mut self, mut account: RequestAccount, mut server: Connected) -> Result<Next, ConnectionError> {
         let early = std::mem::take(&mut server.buffer);
         let opening = std::mem::take(&mut self.buffer);
+        account.count(End::Server, early.len() as u64);
         self.client.write_all(&early).await.map_err(ConnectionError::Client)?;
-        let mut copied = tcp::Copied { from_server: early.len() as u64, ..Default::default() };
-        let result = tcp::copy(&mut self.client, &mut server.stream, &opening, &mut copied).await;
-        account.request_body_bytes += copied.from_client;
-        account.response_body_bytes += copied.from_server;
-        let connection = &self.hop.account;
-        connection.from_client.set(connection.from_client.get() + copied.from_client);
-        connection.from_server.set(connection.from_server.get() + copied.from_server);
-        let error = match result {
-            Ok(()) => {
+        let count = |from, bytes| account.count(from, bytes);
+        let error = match tcp::copy(&mut self.client, &mut server.stream, &opening, count).await {
+            Ok(first_to_end) => {
                 account.finish(Code::Ok, None);
-                let by_server = copied.first_to_end == Some(tcp::End::Server);
-                return Ok(Next::Close(if by_server { ClosedBy::Server } else { ClosedBy::Client }));
+                return Ok(Next::Close(match first_to_end {
+                    End::Client => ClosedBy::Client,
+                    End::Server => ClosedBy::Server,
+                }));
             }
-            Err((tcp::End::Client, error)) => ConnectionError::Client(error),
-            Err((tcp::End::Server, error)) => ConnectionError::Server(error),
+            Err((End::Client, error)) => ConnectionError::Client(error),
+            Err((End::Server, error)) => ConnectionError::Server(error),
         };
         account.finish(error.code(), Some(&telemetry::chain(&error).to_string()));
         Err(error)

@@ -16,7 +16,7 @@ use std::{rc::Rc, time::Duration};
 use record::ClosedBy;
 
 use crate::{
-    account::Account,
+    account::{Account, End},
     connect::{Connector, Target},
     drain::Drain,
     error::ConnectionError,
@@ -56,28 +56,11 @@ pub struct Hop {
 pub async fn opaque(hop: &Hop, mut client: Stream, opening: &[u8]) -> Result<ClosedBy, ConnectionError> {
     let mut server = hop.connector.open(&hop.target, identity::ALPN_TCP).await?;
     hop.account.note_upstream(&server.upstream);
-    let mut copied = tcp::Copied::default();
-    let counted = Counted { account: &hop.account, copied: &mut copied };
-    let result = tcp::copy(&mut client, &mut server.stream, opening, counted.copied).await;
-    drop(counted);
-    match result {
-        Ok(()) if copied.first_to_end == Some(tcp::End::Server) => Ok(ClosedBy::Server),
-        Ok(()) => Ok(ClosedBy::Client),
-        Err((tcp::End::Client, error)) => Err(ConnectionError::Client(error)),
-        Err((tcp::End::Server, error)) => Err(ConnectionError::Server(error)),
-    }
-}
-
-/// Brings the counters of a copy into the account, also when the copy is cut.
-struct Counted<'a> {
-    account: &'a Account,
-    copied: &'a mut tcp::Copied,
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.account.from_client.set(self.copied.from_client);
-        self.account.from_server.set(self.copied.from_server);
-        self.account.first_byte.set(self.copied.first_byte);
+    let count = |from, bytes| hop.account.count(from, bytes);
+    match tcp::copy(&mut client, &mut server.stream, opening, count).await {
+        Ok(End::Server) => Ok(ClosedBy::Server),
+        Ok(End::Client) => Ok(ClosedBy::Client),
+        Err((End::Client, error)) => Err(ConnectionError::Client(error)),
+        Err((End::Server, error)) => Err(ConnectionError::Server(error)),
     }
 }

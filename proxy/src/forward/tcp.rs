@@ -13,56 +13,32 @@ use std::{
 use tokio::io::AsyncWrite;
 
 use super::pending::Pending;
-use crate::stream::Stream;
+use crate::{account::End, stream::Stream};
 
-/// Which end of the copy did something.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    /// The side that dialled.
-    Client,
-    /// The side that was dialled.
-    Server,
-}
-
-/// How a copy went; the counters hold also when it failed.
-#[derive(Debug, Default)]
-pub struct Copied {
-    /// Bytes read from the client.
-    pub from_client: u64,
-    /// Bytes read from the server.
-    pub from_server: u64,
-    /// Who ended first.
-    pub first_to_end: Option<End>,
-    /// When the first byte came from the server.
-    pub first_byte: Option<std::time::Instant>,
-}
-
-/// Copies both ways until both ends have ended. `opening` was read from the client already and goes to the server first.
+/// Copies both ways until both ends have ended, and says who ended first. `opening` was read from the client already and
+/// goes to the server first. `count` is told of all bytes when they have come, those of `opening` included.
 ///
 /// # Errors
 /// The first error, with the end whose stream failed.
 ///
 /// # Cancellation
-/// Bytes in flight are lost and both streams are in an undefined state; `copied` stays right.
+/// Bytes in flight are lost and both streams are in an undefined state; what was counted stays right.
 pub async fn copy(
     client: &mut Stream,
     server: &mut Stream,
     opening: &[u8],
-    copied: &mut Copied,
-) -> Result<(), (End, io::Error)> {
+    count: impl Fn(End, u64),
+) -> Result<End, (End, io::Error)> {
     let mut up = Half::default();
     let mut down = Half::default();
     up.pending.buffer().extend_from_slice(opening);
-    copied.from_client += opening.len() as u64;
+    count(End::Client, opening.len() as u64);
+    let mut first_to_end = None;
     poll_fn(|cx| {
-        let from_server_before = copied.from_server;
-        let upward = up.poll(cx, client, server, &mut copied.from_client);
-        let downward = down.poll(cx, server, client, &mut copied.from_server);
-        if from_server_before == 0 && copied.from_server > 0 {
-            copied.first_byte = Some(std::time::Instant::now());
-        }
-        if copied.first_to_end.is_none() {
-            copied.first_to_end = match (up.ended, down.ended) {
+        let upward = up.poll(cx, client, server, |bytes| count(End::Client, bytes));
+        let downward = down.poll(cx, server, client, |bytes| count(End::Server, bytes));
+        if first_to_end.is_none() {
+            first_to_end = match (up.ended, down.ended) {
                 (true, _) => Some(End::Client),
                 (false, true) => Some(End::Server),
                 (false, false) => None,
@@ -75,7 +51,7 @@ pub async fn copy(
             (_, Poll::Ready(Err((reading, error)))) => {
                 Poll::Ready(Err((if reading { End::Server } else { End::Client }, error)))
             }
-            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(Ok(())),
+            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(Ok(first_to_end.unwrap_or(End::Client))),
             (Poll::Pending, _) | (_, Poll::Pending) => Poll::Pending,
         }
     })
@@ -97,7 +73,7 @@ impl Half {
         cx: &mut Context<'_>,
         from: &mut Stream,
         to: &mut Stream,
-        count: &mut u64,
+        count: impl Fn(u64),
     ) -> Poll<Result<(), (bool, io::Error)>> {
         loop {
             if self.shut {
@@ -115,7 +91,7 @@ impl Half {
             let read = from.poll_read_with(cx, |cx, bytes| pending.write_or_keep(cx, to, bytes).map(|()| bytes.len()));
             match read {
                 Poll::Ready(Ok(Ok(0))) => self.ended = true,
-                Poll::Ready(Ok(Ok(n))) => *count += n as u64,
+                Poll::Ready(Ok(Ok(n))) => count(n as u64),
                 Poll::Ready(Ok(Err(error))) => return Poll::Ready(Err((false, error))),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err((true, error))),
                 Poll::Pending => {

@@ -3,13 +3,7 @@
 //! Data moves only as fast as its taker's window opens; resets go through in both directions; trailers are kept. A
 //! request that the server says it did not look at is sent again once, if it has no body (RFC 9113 section 8.7).
 
-use std::{
-    future::poll_fn,
-    pin::Pin,
-    rc::Rc,
-    task::Poll,
-    time::{Duration, Instant},
-};
+use std::{future::poll_fn, pin::Pin, rc::Rc, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream, client::ResponseFuture, server::SendResponse};
@@ -18,7 +12,7 @@ use record::{Code, HttpVersion};
 
 use super::servers::Lease;
 use crate::{
-    account::RequestAccount,
+    account::{End, RequestAccount},
     error::ConnectionError,
     forward::{
         Hop,
@@ -75,13 +69,6 @@ impl From<Refusal> for Cut {
     }
 }
 
-/// Which end of the hop a body comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Giver {
-    Client,
-    Server,
-}
-
 /// Opens the account of one request, forwards it, and finishes the account.
 pub(super) async fn exchange(hop: Rc<Hop>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
     let hop = &*hop;
@@ -90,13 +77,10 @@ pub(super) async fn exchange(hop: Rc<Hop>, request: Request<RecvStream>, mut res
         Ok(()) => forward(hop, request, &mut respond, &mut account).await,
         Err(refusal) => Err(Cut::from(refusal)),
     };
-    let connection = &hop.account;
-    connection.from_client.set(connection.from_client.get() + account.request_body_bytes);
-    connection.from_server.set(connection.from_server.get() + account.response_body_bytes);
     match result {
         Ok(()) => account.finish(Code::Ok, None),
         Err(Cut { code, detail, reason, .. }) => {
-            if account.first_byte.is_none() && code != Code::RequestCanceled {
+            if !account.is_answered() && code != Code::RequestCanceled {
                 answer(&mut respond, &mut account, code);
             } else {
                 respond.send_reset(reason);
@@ -154,9 +138,9 @@ fn answer(respond: &mut SendResponse<Bytes>, account: &mut RequestAccount, code:
         headers.insert("content-type", http::HeaderValue::from_static("application/grpc"));
         headers.insert("grpc-status", http::HeaderValue::from(grpc_status));
         headers.insert("grpc-message", http::HeaderValue::from_static(code.as_str()));
-        account.grpc_status = Some(grpc_status);
+        account.grpc_status.set(Some(grpc_status));
     }
-    account.status = Some(response.status().as_u16());
+    account.status.set(Some(response.status().as_u16()));
     // A client that has gone meanwhile needs no answer.
     let _sent = respond.send_response(response, true);
 }
@@ -182,7 +166,7 @@ async fn forward(
     let again = ends.then(|| head.clone());
     let sent = send(hop, Request::from_parts(head, ()), ends, &mut body, respond, account).await;
     match (sent, again) {
-        (Err(cut), Some(head)) if cut.unseen && account.first_byte.is_none() => {
+        (Err(cut), Some(head)) if cut.unseen && !account.is_answered() => {
             account.resends += 1;
             send(hop, Request::from_parts(head, ()), ends, &mut body, respond, account).await
         }
@@ -202,22 +186,16 @@ async fn send(
     let mut lease = hop.servers.lease(&hop.connector, &hop.target).await?;
     account.note_upstream(lease.upstream());
     let (response, mut to_server) = lease.send.send_request(head, ends).map_err(|error| lease.gone(error))?;
-    let mut up_bytes = 0;
-    let result = {
-        let upward = async {
-            if ends { Ok(()) } else { pump(Giver::Client, body, &mut to_server, &mut up_bytes).await.map(drop) }
-        };
-        both(upward, receive(response, respond, account, &lease)).await
-    };
-    account.request_body_bytes = up_bytes;
-    result
+    let account = &*account;
+    let upward = async { if ends { Ok(()) } else { pump(End::Client, body, &mut to_server, account).await.map(drop) } };
+    both(upward, receive(response, respond, account, &lease)).await
 }
 
 /// Brings the answer to the client.
 async fn receive(
     mut response: ResponseFuture,
     respond: &mut SendResponse<Bytes>,
-    account: &mut RequestAccount,
+    account: &RequestAccount,
     lease: &Lease,
 ) -> Result<(), Cut> {
     let response = poll_fn(|cx| {
@@ -227,17 +205,15 @@ async fn receive(
         respond.poll_reset(cx).map(|reset| Err(reset_by_client(reset)))
     })
     .await?;
-    account.first_byte = Some(Instant::now());
-    account.status = Some(response.status().as_u16());
-    account.grpc_status = status_of_call(response.headers());
+    account.answered();
+    account.status.set(Some(response.status().as_u16()));
+    account.grpc_status.set(status_of_call(response.headers()));
     let (head, mut body) = response.into_parts();
     let ends = body.is_end_stream();
     let mut to_client =
         respond.send_response(Response::from_parts(head, ()), ends).map_err(|error| Cut::client(&error))?;
-    if !ends
-        && let Some(trailers) = pump(Giver::Server, &mut body, &mut to_client, &mut account.response_body_bytes).await?
-    {
-        account.grpc_status = status_of_call(&trailers).or(account.grpc_status);
+    if !ends && let Some(trailers) = pump(End::Server, &mut body, &mut to_client, account).await? {
+        account.grpc_status.set(status_of_call(&trailers).or(account.grpc_status.get()));
     }
     Ok(())
 }
@@ -269,14 +245,14 @@ async fn both(
 
 /// Moves one body and its trailers, at the pace of the taker.
 async fn pump(
-    from: Giver,
+    from: End,
     body: &mut RecvStream,
     to: &mut SendStream<Bytes>,
-    bytes: &mut u64,
+    account: &RequestAccount,
 ) -> Result<Option<HeaderMap>, Cut> {
     while let Some(data) = next(from, body, to).await? {
         let length = data.len();
-        *bytes += length as u64;
+        account.count(from, length as u64);
         let last = body.is_end_stream();
         give(from, data, last, to).await?;
         // An error means that the stream ended: its next read says so.
@@ -295,14 +271,14 @@ async fn pump(
 }
 
 /// The next piece of the body; a taker that gives up meanwhile is noticed at once.
-async fn next(from: Giver, body: &mut RecvStream, to: &mut SendStream<Bytes>) -> Result<Option<Bytes>, Cut> {
+async fn next(from: End, body: &mut RecvStream, to: &mut SendStream<Bytes>) -> Result<Option<Bytes>, Cut> {
     let next = poll_fn(|cx| match body.poll_data(cx) {
         Poll::Ready(data) => Poll::Ready(data.transpose().map_err(|error| from.giver(&error))),
         Poll::Pending => to.poll_reset(cx).map(|reset| {
             Err(match (from, reset) {
-                (Giver::Server, reset) => reset_by_client(reset),
-                (Giver::Client, Ok(reason)) => Cut::new(Code::ServerReset, "reset by the server", reason),
-                (Giver::Client, Err(error)) => Cut::server(&error),
+                (End::Server, reset) => reset_by_client(reset),
+                (End::Client, Ok(reason)) => Cut::new(Code::ServerReset, "reset by the server", reason),
+                (End::Client, Err(error)) => Cut::server(&error),
             })
         }),
     })
@@ -314,7 +290,7 @@ async fn next(from: Giver, body: &mut RecvStream, to: &mut SendStream<Bytes>) ->
 }
 
 /// Gives one piece to the taker as its window allows; `last` ends the stream.
-async fn give(from: Giver, mut data: Bytes, last: bool, to: &mut SendStream<Bytes>) -> Result<(), Cut> {
+async fn give(from: End, mut data: Bytes, last: bool, to: &mut SendStream<Bytes>) -> Result<(), Cut> {
     if data.is_empty() {
         return if last { to.send_data(data, true).map_err(|error| from.taker(&error)) } else { Ok(()) };
     }
@@ -332,7 +308,8 @@ async fn give(from: Giver, mut data: Bytes, last: bool, to: &mut SendStream<Byte
     Ok(())
 }
 
-impl Giver {
+/// What an error of a body means, which comes from one end and goes to the other.
+impl End {
     fn giver(self, error: &h2::Error) -> Cut {
         match self {
             Self::Client => Cut::client(error),

@@ -17,6 +17,7 @@ use std::{
 use bytes::Bytes;
 use h2::client::SendRequest;
 use identity::{Denial, DenyList, SpiffeId};
+use tokio::sync::Notify;
 
 use super::{
     CONNECTION_WINDOW, HEADER_LIST_BYTES_MAX, SEND_BUFFER_MAX, STREAM_WINDOW, STREAMS_MAX,
@@ -55,7 +56,7 @@ struct Server {
     used: Cell<Instant>,
     ended: Cell<bool>,
     denied: RefCell<Option<(SpiffeId, Denial)>>,
-    cut: Notify,
+    cut: Rc<Notify>,
     turn: Turn,
 }
 
@@ -241,16 +242,20 @@ async fn start(connected: Connected) -> Result<Rc<Server>, ConnectionError> {
     let (stream, turn) = Gather::new(stream);
     let (send, mut connection) = builder.handshake(stream).await.map_err(ConnectionError::ServerHttp2)?;
     let (streams, used, ended) = (Cell::new(0), Cell::new(Instant::now()), Cell::new(false));
-    let (denied, cut) = Default::default();
-    let server = Rc::new(Server { send, upstream, streams, used, ended, denied, cut, turn: turn.clone() });
+    let (denied, cut) = (RefCell::default(), Rc::<Notify>::default());
+    let server =
+        Rc::new(Server { send, upstream, streams, used, ended, denied, cut: Rc::clone(&cut), turn: turn.clone() });
     let driven = Rc::downgrade(&server);
     tokio::task::spawn_local(async move {
-        // Every stream of the connection learns of its end by itself.
-        let _ended = poll_fn(|cx| {
+        let driven_to_its_end = poll_fn(|cx| {
             turn.begin();
             Pin::new(&mut connection).poll(cx)
-        })
-        .await;
+        });
+        // Every stream of the connection learns of its end by itself.
+        tokio::select! {
+            _ended = driven_to_its_end => {}
+            () = cut.notified() => {}
+        }
         if let Some(server) = driven.upgrade() {
             server.ended.set(true);
         }
