@@ -50,7 +50,11 @@ impl Stage {
         let open = r#"picket_connections_open{direction="outbound"}"#;
         let connect_all = || (0..count).map(|_| connect(to)).collect::<Result<Vec<_>>>();
         let mut streams = self.mesh.pod("client")?.pod.namespace.inside(connect_all)?;
-        until("all connections at once", DEADLINE, || Ok((self.metric("client", open)? >= count as u64).then_some(())))?;
+        until(
+            "all connections at once",
+            DEADLINE,
+            || Ok((self.metric("client", open)? >= count as u64).then_some(())),
+        )?;
         for stream in &mut streams {
             stream.write_all(GET_ONCE[1].as_bytes())?;
         }

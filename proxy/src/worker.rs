@@ -160,8 +160,9 @@ async fn serve(worker: Rc<Worker>, listeners: Listeners) -> io::Result<()> {
         () = accept(&worker, &inbound, Direction::Inbound) => {}
         () = drain.wait() => {}
     }
-    drop((outbound, inbound));
     worker.journal.drain();
+    take_pending(&worker, outbound, Direction::Outbound)?;
+    take_pending(&worker, inbound, Direction::Inbound)?;
     worker.connector.close_idle();
     worker.servers.close_idle();
     let deadline = Instant::now() + worker.config.drain_timeout;
@@ -189,10 +190,7 @@ async fn chores(worker: Rc<Worker>) {
 async fn accept(worker: &Rc<Worker>, listener: &TcpListener, direction: Direction) {
     loop {
         match listener.accept().await {
-            Ok((stream, source)) => {
-                let worker = Rc::clone(worker);
-                tokio::task::spawn_local(async move { connection(&worker, direction, stream, source).await });
-            }
+            Ok((stream, source)) => spawn(worker, direction, stream, source),
             Err(error) => {
                 tracing::warn!(%error, ?direction, "could not accept a connection; raise the limit of open files");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -201,10 +199,34 @@ async fn accept(worker: &Rc<Worker>, listener: &TcpListener, direction: Directio
     }
 }
 
-/// Counts a connection while it lives.
-struct Open<'a>(&'a Worker);
+/// Serves what the kernel has accepted for us already, and stops listening.
+fn take_pending(worker: &Rc<Worker>, listener: TcpListener, direction: Direction) -> io::Result<()> {
+    let listener = listener.into_std()?;
+    // The first error says that nothing is there, or that there is no descriptor for it.
+    while let Ok((stream, source)) = listener.accept() {
+        stream.set_nonblocking(true)?;
+        spawn(worker, direction, TcpStream::from_std(stream)?, source);
+    }
+    Ok(())
+}
 
-impl Drop for Open<'_> {
+fn spawn(worker: &Rc<Worker>, direction: Direction, stream: TcpStream, source: SocketAddr) {
+    // Counted from now on, not from its first turn: whoever waits for the last one must see it.
+    let open = Open::new(worker);
+    tokio::task::spawn_local(async move { connection(&open.0, direction, stream, source).await });
+}
+
+/// Counts a connection while it lives.
+struct Open(Rc<Worker>);
+
+impl Open {
+    fn new(worker: &Rc<Worker>) -> Self {
+        worker.connections.set(worker.connections.get() + 1);
+        Self(Rc::clone(worker))
+    }
+}
+
+impl Drop for Open {
     fn drop(&mut self) {
         self.0.connections.set(self.0.connections.get() - 1);
     }
@@ -212,8 +234,6 @@ impl Drop for Open<'_> {
 
 /// A connection's life: address, permit, the steps of its direction, and its closing record.
 async fn connection(worker: &Worker, direction: Direction, stream: TcpStream, source: SocketAddr) {
-    worker.connections.set(worker.connections.get() + 1);
-    let _open = Open(worker);
     let own_ports = [worker.config.outbound.port, worker.config.inbound.port];
     let resolved = original_dst::resolve(&stream, &own_ports);
     let destination = match &resolved {
