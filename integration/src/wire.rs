@@ -90,6 +90,19 @@ impl Wire {
         Ok(head)
     }
 
+    /// GETs a path and takes the answer, whose length must be told: its status, and whether the connection goes on.
+    ///
+    /// # Errors
+    /// When no whole answer comes.
+    pub fn get(&mut self, path: &str) -> Result<(u16, bool)> {
+        self.send(format!("GET {path} HTTP/1.1\r\nHost: wire\r\n\r\n"))?;
+        let head = self.head()?.to_ascii_lowercase();
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).context("no status")?;
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).context("no length")?;
+        self.exactly(length.trim().parse()?)?;
+        Ok((status, !head.contains("connection: close\r\n")))
+    }
+
     /// Exactly so many bytes.
     ///
     /// # Errors

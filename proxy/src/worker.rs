@@ -59,6 +59,7 @@ pub struct Worker {
     journal: Rc<Journal>,
     drain: Drain,
     connections: RefCell<HashMap<u64, Entry>>,
+    accepted: Cell<u64>,
     connections_max: usize,
     denied: watch::Receiver<Arc<DenyList>>,
 }
@@ -156,6 +157,7 @@ pub fn run(parts: Parts, listeners: Listeners) -> io::Result<()> {
         journal: Rc::clone(&journal),
         drain: parts.drain,
         connections: RefCell::default(),
+        accepted: Cell::default(),
         denied: parts.denied,
         config: parts.config,
     });
@@ -173,14 +175,14 @@ async fn serve(worker: Rc<Worker>, listeners: Listeners) -> io::Result<()> {
     let chores = tokio::task::spawn_local(chores(Rc::clone(&worker)));
     let denials = tokio::task::spawn_local(denials(Rc::clone(&worker)));
     let mut drain = worker.drain.clone();
-    let next = Cell::new(0);
     tokio::select! {
-        () = accept(&worker, &outbound, Direction::Outbound, &next) => {}
-        () = accept(&worker, &inbound, Direction::Inbound, &next) => {}
+        () = accept(&worker, &outbound, Direction::Outbound) => {}
+        () = accept(&worker, &inbound, Direction::Inbound) => {}
         () = drain.wait() => {}
     }
-    drop((outbound, inbound));
     worker.journal.drain();
+    take_pending(&worker, outbound, Direction::Outbound)?;
+    take_pending(&worker, inbound, Direction::Inbound)?;
     worker.connector.close_idle();
     worker.servers.close_idle();
     let deadline = Instant::now() + worker.config.drain_timeout;
@@ -206,18 +208,10 @@ async fn chores(worker: Rc<Worker>) {
     }
 }
 
-async fn accept(worker: &Rc<Worker>, listener: &TcpListener, direction: Direction, next: &Cell<u64>) {
+async fn accept(worker: &Rc<Worker>, listener: &TcpListener, direction: Direction) {
     loop {
         match listener.accept().await {
-            Ok((stream, source)) => {
-                let (served, number) = (Rc::clone(worker), next.replace(next.get() + 1));
-                let task = tokio::task::spawn_local(async move {
-                    let _open = Open(&served, number);
-                    connection(&served, number, direction, stream, source).await;
-                });
-                let entry = Entry { task: task.abort_handle(), account: Weak::new() };
-                worker.connections.borrow_mut().insert(number, entry);
-            }
+            Ok((stream, source)) => spawn(worker, direction, stream, source),
             Err(error) => {
                 tracing::warn!(%error, ?direction, "could not accept a connection; raise the limit of open files");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -226,10 +220,30 @@ async fn accept(worker: &Rc<Worker>, listener: &TcpListener, direction: Directio
     }
 }
 
-/// Keeps a connection in the worker's list while it lives.
-struct Open<'a>(&'a Worker, u64);
+/// Serves what the kernel has accepted for us already, and stops listening.
+fn take_pending(worker: &Rc<Worker>, listener: TcpListener, direction: Direction) -> io::Result<()> {
+    let listener = listener.into_std()?;
+    // The first error says that nothing is there, or that there is no descriptor for it.
+    while let Ok((stream, source)) = listener.accept() {
+        stream.set_nonblocking(true)?;
+        spawn(worker, direction, TcpStream::from_std(stream)?, source);
+    }
+    Ok(())
+}
 
-impl Drop for Open<'_> {
+fn spawn(worker: &Rc<Worker>, direction: Direction, stream: TcpStream, source: SocketAddr) {
+    let number = worker.accepted.replace(worker.accepted.get() + 1);
+    let open = Open(Rc::clone(worker), number);
+    let task = tokio::task::spawn_local(async move { connection(&open.0, number, direction, stream, source).await });
+    // In the list from now on, not from its first turn: whoever waits for the last one must see it.
+    let entry = Entry { task: task.abort_handle(), account: Weak::new() };
+    worker.connections.borrow_mut().insert(number, entry);
+}
+
+/// Keeps a connection in the worker's list while it lives.
+struct Open(Rc<Worker>, u64);
+
+impl Drop for Open {
     fn drop(&mut self) {
         self.0.connections.borrow_mut().remove(&self.1);
     }

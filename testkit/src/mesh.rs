@@ -10,9 +10,11 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::{LINK_IPV4, Net, Pod, Process, RunDir, binaries, run, until};
@@ -51,11 +53,20 @@ pub struct Settings {
     pub workers: u16,
     /// Where our programs are; `None` leaves it to [`binaries`].
     pub programs: Option<PathBuf>,
+    /// How long a proxy that stops lets go on what is in flight.
+    pub drain_timeout: Duration,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { plaintext: Plaintext::Strict, collector: None, log_level: "info".to_owned(), workers: 1, programs: None }
+        Self {
+            plaintext: Plaintext::Strict,
+            collector: None,
+            log_level: "info".to_owned(),
+            workers: 1,
+            programs: None,
+            drain_timeout: Duration::from_secs(30),
+        }
     }
 }
 
@@ -227,6 +238,23 @@ impl Mesh {
         self.directory.path().join("root.pem")
     }
 
+    /// Asks a pod's proxy to stop, as Kubernetes does.
+    ///
+    /// # Errors
+    /// When the pod has no proxy, or it has ended.
+    pub fn terminate(&self, pod: &str) -> Result<()> {
+        self.pod(pod)?.proxy.as_ref().with_context(|| format!("{pod} has no proxy"))?.signal(Signal::TERM)
+    }
+
+    /// Waits until a pod's proxy has ended.
+    ///
+    /// # Errors
+    /// When the pod has no proxy, or after `deadline`.
+    pub fn wait_for_end(&mut self, pod: &str, deadline: Duration) -> Result<ExitStatus> {
+        let proxy = self.pods.get_mut(pod).and_then(|entry| entry.proxy.as_mut());
+        proxy.with_context(|| format!("{pod} has no proxy"))?.wait(deadline)
+    }
+
     /// GETs `path` from the admin port of a pod's proxy: status and body.
     ///
     /// # Errors
@@ -289,6 +317,7 @@ impl Mesh {
             "accessLog": { "mode": "all", "format": "text" },
             "log": { "level": settings.log_level, "format": "text" },
             "workers": settings.workers,
+            "drainTimeout": format!("{}ms", settings.drain_timeout.as_millis()),
         });
         let config = with_export(config, settings.collector);
         let file = self.directory.write(&format!("{name}.yaml"), &serde_json::to_string_pretty(&config)?)?;

@@ -23,6 +23,9 @@ use crate::{
 
 /// How long a refused client may take to read the answer and close.
 const LINGER: Duration = Duration::from_secs(1);
+/// How long a kept connection may bring one more request when we stop. A client that is busy sends it while we close:
+/// it is served, and its answer says that the connection ends.
+const LAST_REQUEST: Duration = Duration::from_millis(250);
 
 /// What is to be done with the client's connection after a request.
 enum Next {
@@ -79,7 +82,7 @@ impl Session<'_> {
             let read = tokio::select! {
                 biased;
                 read = timeout(self.hop.keep_alive_timeout, self.client.fill(&mut self.buffer)) => read,
-                () = drain.wait() => return Ok(None),
+                () = drain.wait() => timeout(LAST_REQUEST, self.client.fill(&mut self.buffer)).await,
             };
             match read {
                 Ok(Ok(0)) | Err(_) => return Ok(None),
