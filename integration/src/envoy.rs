@@ -28,8 +28,8 @@ pub struct Tls<'a> {
     pub version: &'a str,
     /// Whom it trusts.
     pub bundle: &'a Path,
-    /// The only name it accepts of the other side.
-    pub expected: &'a str,
+    /// The only name it accepts of the other side; any of the trust domain without one.
+    pub expected: Option<&'a str>,
 }
 
 impl Tls<'_> {
@@ -47,13 +47,14 @@ impl Tls<'_> {
         });
         let certificate =
             |shown: &Shown| json!({ "certificate_chain": file(&shown.chain), "private_key": file(&shown.key) });
+        let expect = |name: &str| json!({ "san_type": "URI", "matcher": { "exact": name } });
         json!({
             "tls_params": { "tls_minimum_protocol_version": "TLSv1_2", "tls_maximum_protocol_version": self.version },
             "tls_certificates": self.shown.iter().map(|shown| certificate(shown)).collect::<Vec<_>>(),
             "alpn_protocols": self.alpn.iter().collect::<Vec<_>>(),
             "validation_context": {
                 "custom_validator_config": validator,
-                "match_typed_subject_alt_names": [{ "san_type": "URI", "matcher": { "exact": self.expected } }],
+                "match_typed_subject_alt_names": self.expected.iter().map(|name| expect(name)).collect::<Vec<_>>(),
             },
         })
     }

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::net::SocketAddr;
 use std::process::{Command, Output};
 
 use anyhow::{Context, Result, ensure};
@@ -200,13 +201,28 @@ fn has(record: &Record, key: &str, expected: &str) -> Result<()> {
 /// # Errors
 /// When it cannot be started.
 pub fn s_client(stage: &Stage, port: u16, path: &str, shown: Option<&Shown>, options: &[&str]) -> Result<Output> {
+    let server = (stage.mesh.pod("server")?.pod.ipv4, crate::WEB_TARGET).into();
+    s_client_to(stage, server, port, path, shown, options)
+}
+
+/// As [`s_client`], to any server.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn s_client_to(
+    stage: &Stage,
+    server: SocketAddr,
+    port: u16,
+    path: &str,
+    shown: Option<&Shown>,
+    options: &[&str],
+) -> Result<Output> {
     let stranger = &stage.mesh.pod("stranger")?.pod;
-    let server = stage.mesh.pod("server")?.pod.ipv4;
     let request = format!("GET /{path} HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n");
     let request = stage.mesh.directory.write("request", &request)?;
     let mut command = stranger.command(APP_UID, "timeout");
     command.args(["10", "openssl", "s_client", "-ign_eof", "-brief"]);
-    command.args(["-connect", &format!("{server}:{}", crate::WEB_TARGET)]);
+    command.args(["-connect", &server.to_string()]);
     command.args(["-bind", &format!("{}:{port}", stranger.ipv4)]).args(options).stdin(File::open(request)?);
     show(&mut command, shown);
     command.output().context("cannot run openssl")

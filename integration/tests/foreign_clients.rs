@@ -114,7 +114,7 @@ fn envoy_is_served_as_who_it_proves_to_be_or_refused_with_the_reason() {
         alpn: Some("picket/http1"),
         version: "TLSv1_3",
         bundle: &bundle,
-        expected: SERVER,
+        expected: Some(SERVER),
     };
     let http2 = Tls { alpn: Some("picket/h2"), ..http1 };
     let mut peers: Vec<(&str, Verdict, Tls<'_>)> = cases
@@ -133,7 +133,7 @@ fn envoy_is_served_as_who_it_proves_to_be_or_refused_with_the_reason() {
         ("no-protocol", PLAINTEXT, Tls { alpn: None, ..http1 }),
         // Envoy agrees with us about our side only when it trusts our root and expects our name.
         ("trusts-another-root", REFUSED_US, Tls { bundle: &other, ..http1 }),
-        ("expects-somebody-else", REFUSED_US, Tls { expected: FOREIGN, ..http1 }),
+        ("expects-somebody-else", REFUSED_US, Tls { expected: Some(FOREIGN), ..http1 }),
     ]);
 
     let mut application = Envoy::default();

@@ -115,7 +115,7 @@ fn envoy_is_used_as_who_discovery_names_or_refused_with_the_reason() {
         alpn: Some("picket/http1"),
         version: "TLSv1_3",
         bundle: &bundle,
-        expected: CLIENT,
+        expected: Some(CLIENT),
     };
     let http2 = Tls { alpn: Some("picket/h2"), ..http1 };
     let mut peers: Vec<(&str, Verdict, Tls<'_>)> = cases
@@ -133,7 +133,7 @@ fn envoy_is_used_as_who_discovery_names_or_refused_with_the_reason() {
         ("another-mesh-protocol", NO_AGREEMENT, Tls { alpn: Some("picket/tcp"), ..http1 }),
         // Envoy agrees with us about our side only when it trusts our root and expects our name.
         ("trusts-another-root", REFUSED_US, Tls { bundle: &other, ..http1 }),
-        ("expects-somebody-else", REFUSED_US, Tls { expected: FOREIGN, ..http1 }),
+        ("expects-somebody-else", REFUSED_US, Tls { expected: Some(FOREIGN), ..http1 }),
     ]);
     let mut envoy = Envoy::default();
     for (port, (name, _, tls)) in (FIRST..FIRST + PORTS).zip(&peers) {
