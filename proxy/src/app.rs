@@ -237,13 +237,15 @@ async fn control(
             tracing::error!(%error, "a worker failed");
         }
     }
+    // These hold the last senders of records: while one is left, the export would wait for more until its deadline.
+    for task in background {
+        task.abort();
+        let _aborted = task.await;
+    }
     drop(workers_gone);
     if let Some(shipping) = shipping {
         // It ends by itself at its deadline.
         let _shipped = shipping.await;
-    }
-    for task in background {
-        task.abort();
     }
     Ok(())
 }
