@@ -52,14 +52,34 @@ pub enum Error {
     #[error("log.level")]
     Log(#[source] telemetry::log::Error),
     /// The admin server.
-    #[error("admin")]
+    #[error("{}", admin_key(.0))]
     Admin(#[source] telemetry::admin::Error),
     /// The collector's settings.
-    #[error("export")]
+    #[error("{}", export_key(.0))]
     Export(#[source] export::otlp::Error),
     /// A thread or a runtime cannot be had.
     #[error("the system refuses a thread, a runtime or a signal handler")]
     System(#[source] io::Error),
+}
+
+/// The setting that an error of the admin server is about.
+fn admin_key(error: &telemetry::admin::Error) -> &'static str {
+    match error {
+        telemetry::admin::Error::Address { .. } => "admin.address",
+        telemetry::admin::Error::Socket { .. } => "admin.socket",
+        _ => "admin",
+    }
+}
+
+/// The setting that an error of the export is about.
+fn export_key(error: &export::otlp::Error) -> &'static str {
+    use export::otlp::Error as E;
+    match error {
+        E::Endpoint(..) | E::Scheme(_) => "export.endpoint",
+        E::NoRoots(_) | E::Roots(..) => "export.roots",
+        E::Header(_) => "export.headers",
+        E::Tls(_) => "export",
+    }
 }
 
 impl Error {
@@ -217,13 +237,15 @@ async fn control(
             tracing::error!(%error, "a worker failed");
         }
     }
+    // These hold the last senders of records: while one is left, the export would wait for more until its deadline.
+    for task in background {
+        task.abort();
+        let _aborted = task.await;
+    }
     drop(workers_gone);
     if let Some(shipping) = shipping {
         // It ends by itself at its deadline.
         let _shipped = shipping.await;
-    }
-    for task in background {
-        task.abort();
     }
     Ok(())
 }

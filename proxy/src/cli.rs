@@ -44,7 +44,7 @@ pub fn main() -> ExitCode {
         Command::Run { config, print_config } => match Config::load(config.as_deref(), std::env::vars()) {
             Err(error) => failed(&error, Exit::Usage),
             Ok(config) if print_config => {
-                println!("{config:#?}");
+                print!("{}", config.to_yaml());
                 Exit::Success.into()
             }
             Ok(config) => match app::run(config) {
@@ -58,6 +58,7 @@ pub fn main() -> ExitCode {
                 eprintln!("picket-proxy: {installed}");
                 Exit::Success.into()
             }
+            Err(error) if error.is_usage() => failed(&error, Exit::Usage),
             Err(error) => failed(&error, Exit::Failed),
         },
     }

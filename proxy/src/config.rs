@@ -4,6 +4,8 @@
 //! (`PICKET_OUTBOUND_PORT` for `outbound.port`) override the file. An example with every key and its default is
 //! deploy/proxy.example.yaml.
 
+mod print;
+
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
@@ -13,6 +15,7 @@ use std::{
 use export::access_log::{Format as LineFormat, Mode};
 use identity::{SpiffeId, TrustDomain};
 use settings::{Document, HostPort, Noted, Section, Setting};
+use telemetry::log::Format as LogFormat;
 
 /// The whole configuration of `picket-proxy run`.
 #[derive(Debug, Clone)]
@@ -138,7 +141,7 @@ pub struct Log {
     /// As for the admin socket's `/log-level`.
     pub level: String,
     /// How a line looks.
-    pub format: telemetry::log::Format,
+    pub format: LogFormat,
 }
 
 /// What the proxy may cost.
@@ -169,6 +172,12 @@ pub struct Detect {
     pub server_first_ports: Vec<u16>,
 }
 
+/// Words of the file, by what they mean.
+const PLAINTEXT: [(&str, Plaintext); 2] = [("permissive", Plaintext::Permissive), ("strict", Plaintext::Strict)];
+const ACCESS_LOG_MODES: [(&str, Mode); 3] = [("off", Mode::Off), ("errors", Mode::Errors), ("all", Mode::All)];
+const ACCESS_LOG_FORMATS: [(&str, LineFormat); 2] = [("text", LineFormat::Text), ("json", LineFormat::Json)];
+const LOG_FORMATS: [(&str, LogFormat); 2] = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+
 /// SMTP, SMTP submission, MySQL, Galera, PostgreSQL, Redis, Elasticsearch transport, memcached: Linkerd's default list of
 /// opaque ports (linkerd.io, "Protocol detection"), which are known to speak first or to be slow to speak.
 const SERVER_FIRST_PORTS: [u16; 8] = [25, 587, 3306, 4444, 5432, 6379, 9300, 11211];
@@ -197,12 +206,7 @@ impl Config {
         let trust_domain = root
             .required_with("trustDomain", "a trust domain such as example.org", |scalar| scalar.text()?.parse().ok());
         let outbound = Outbound { port: root.section("outbound").default("port", 15001) };
-        let inbound = root.section("inbound");
-        let words = [("permissive", Plaintext::Permissive), ("strict", Plaintext::Strict)];
-        let inbound = Inbound {
-            port: inbound.default("port", 15006),
-            plaintext: inbound.one_of("plaintext", &words, Plaintext::Permissive),
-        };
+        let inbound = Inbound::read(&root.section("inbound"), &outbound);
         let identity = Identity::read(&root.section("identity"));
         let discovery = root.section("discovery").required("file");
         let export = root.optional_section("export").map(|section| Export::read(&section)).transpose();
@@ -235,6 +239,16 @@ fn at_least_one(section: &Section<'_>, name: &str, default: usize) -> usize {
     let expected = "a whole number from 1";
     let found = section.optional_with(name, expected, |scalar| usize::from_scalar(scalar).filter(|found| *found > 0));
     found.unwrap_or(default)
+}
+
+impl Inbound {
+    fn read(section: &Section<'_>, outbound: &Outbound) -> Self {
+        let port = section.default("port", 15006);
+        if port == outbound.port {
+            section.refuse("port", "a port other than outbound.port");
+        }
+        Self { port, plaintext: section.one_of("plaintext", &PLAINTEXT, Plaintext::Permissive) }
+    }
 }
 
 impl Admin {
@@ -284,22 +298,18 @@ impl Export {
 
 impl AccessLog {
     fn read(section: &Section<'_>) -> Self {
-        let modes = [("off", Mode::Off), ("errors", Mode::Errors), ("all", Mode::All)];
-        let formats = [("text", LineFormat::Text), ("json", LineFormat::Json)];
         Self {
-            mode: section.one_of("mode", &modes, Mode::Errors),
-            format: section.one_of("format", &formats, LineFormat::Text),
+            mode: section.one_of("mode", &ACCESS_LOG_MODES, Mode::Errors),
+            format: section.one_of("format", &ACCESS_LOG_FORMATS, LineFormat::Text),
         }
     }
 }
 
 impl Log {
     fn read(section: &Section<'_>) -> Self {
-        use telemetry::log::Format;
-        let formats = [("text", Format::Text), ("json", Format::Json)];
         Self {
             level: section.default("level", "info".to_owned()),
-            format: section.one_of("format", &formats, Format::Text),
+            format: section.one_of("format", &LOG_FORMATS, LogFormat::Text),
         }
     }
 }
@@ -369,6 +379,14 @@ mod tests {
         for part in ["workers", "limits.connections"] {
             assert!(text.contains(part), "{part} is not in {text}");
         }
+    }
+
+    #[test]
+    fn one_port_for_both_directions_is_a_mistake() {
+        let error = load(EXAMPLE, &[("PICKET_OUTBOUND_PORT", "7"), ("PICKET_INBOUND_PORT", "7")]).unwrap_err();
+        assert!(
+            telemetry::chain(&error).to_string().contains("inbound.port: expected a port other than outbound.port")
+        );
     }
 
     #[test]

@@ -258,6 +258,11 @@ fn unknown_keys_of_map(
     }
 }
 
+/// Writes a document that [`Document`] reads as the same values.
+pub fn to_yaml(root: &Value) -> String {
+    serde_saphyr::to_string(root).expect("YAML has all values of JSON, and memory takes all that is written")
+}
+
 fn read_bounded(path: &Path) -> Result<String, Error> {
     let unreadable = |source| Error::Unreadable { path: path.to_owned(), source };
     let mut bytes = Vec::new();

@@ -32,7 +32,7 @@ mod section;
 mod value;
 mod mistake;
 
-pub use document::{Document, Error, FILE_LIMIT_BYTES};
+pub use document::{Document, Error, FILE_LIMIT_BYTES, to_yaml};
 pub use mistake::{Mistake, Mistakes, Noted};
 pub use section::Section;
 pub use value::{Bytes, HostPort, Scalar, Setting};

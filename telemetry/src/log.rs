@@ -54,9 +54,9 @@ pub enum Error {
     BadLevel {
         /// What was given.
         given: String,
-        /// What the parser said.
+        /// What the parser said, if it could read it at all.
         #[source]
-        source: ParseError,
+        source: Option<ParseError>,
     },
     /// [`init`] was called before in this process.
     #[error("the log is already set up")]
@@ -128,7 +128,12 @@ where
 /// The filter for a level; a bare level is ours in full and everybody else's only from `info` upwards.
 fn filter(level: &str) -> Result<Targets, Error> {
     let bad = |source| Error::BadLevel { given: level.chars().take(80).collect(), source };
-    let asked = Targets::from_str(level).map_err(bad)?;
+    // To the parser, a word that is no level is the name of a target: a slip of the pen would silence everything else.
+    let is_known = |part: &str| part.contains('=') || !part.is_empty() && LevelFilter::from_str(part).is_ok();
+    if !level.split(',').map(str::trim).all(is_known) {
+        return Err(bad(None));
+    }
+    let asked = Targets::from_str(level).map_err(|error| bad(Some(error)))?;
     let Some(default) = asked.default_level() else { return Ok(asked) };
     let named: Vec<(String, LevelFilter)> = asked.iter().map(|(target, level)| (target.to_owned(), level)).collect();
     let filter = Targets::new().with_default(default.min(LevelFilter::INFO));
@@ -181,7 +186,9 @@ mod tests {
     #[test]
     fn a_bad_level_changes_nothing() {
         with_log(Format::Text, "warn", |_, level| {
-            assert!(matches!(level.set("proxy=loudly"), Err(Error::BadLevel { .. })));
+            for bad in ["proxy=loudly", "inof", "info,h2", ""] {
+                assert!(matches!(level.set(bad), Err(Error::BadLevel { .. })), "{bad:?}");
+            }
             assert_eq!(level.get(), "warn");
         });
     }

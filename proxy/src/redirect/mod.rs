@@ -118,6 +118,20 @@ pub enum Error {
     Print(#[source] io::Error),
 }
 
+impl Error {
+    /// True when the options are to blame: another try without a change is of no use.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::RootUid | Self::SamePort { .. } => true,
+            Self::NotPermitted(_)
+            | Self::KernelLacks { .. }
+            | Self::Netlink(_)
+            | Self::NotVerified(_)
+            | Self::Print(_) => false,
+        }
+    }
+}
+
 /// Does what `options` say in the network namespace of the calling thread. Blocks for milliseconds.
 ///
 /// # Errors

@@ -1,0 +1,126 @@
+//! What is in force, in the form of the configuration file: it can be kept and given to `run` again.
+//!
+//! Promises that no header's value is shown: these are often credentials.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+use super::{ACCESS_LOG_FORMATS, ACCESS_LOG_MODES, Config, Export, LOG_FORMATS, Limits, PLAINTEXT};
+
+/// Stands in place of a header's value.
+const HIDDEN: &str = "(hidden)";
+
+impl Config {
+    /// The whole configuration as YAML, defaults included.
+    pub fn to_yaml(&self) -> String {
+        let mut root = json!({
+            "trustDomain": self.trust_domain.as_str(),
+            "outbound": { "port": self.outbound.port },
+            "inbound": { "port": self.inbound.port, "plaintext": word(&PLAINTEXT, self.inbound.plaintext) },
+            "identity": {
+                "caAddress": self.identity.ca_address,
+                "caRoots": self.identity.ca_roots,
+                "caIdentity": self.identity.ca_identity.as_str(),
+                "tokenFile": self.identity.token_file,
+            },
+            "discovery": { "file": self.discovery },
+            "admin": { "address": self.admin.address },
+            "accessLog": {
+                "mode": word(&ACCESS_LOG_MODES, self.access_log.mode),
+                "format": word(&ACCESS_LOG_FORMATS, self.access_log.format),
+            },
+            "log": { "level": self.log.level, "format": word(&LOG_FORMATS, self.log.format) },
+            "workers": self.workers,
+            "drainTimeout": duration(self.drain_timeout),
+            "limits": self.limits.to_json(),
+            "detect": {
+                "timeout": duration(self.detect.timeout),
+                "serverFirstPorts": self.detect.server_first_ports,
+            },
+        });
+        if let Some(socket) = &self.admin.socket {
+            root["admin"]["socket"] = json!(socket);
+        }
+        if let Some(export) = &self.export {
+            root["export"] = export.to_json();
+        }
+        settings::to_yaml(&root)
+    }
+}
+
+impl Limits {
+    fn to_json(&self) -> Value {
+        json!({
+            "connections": self.connections,
+            "keepAliveTimeout": duration(self.keep_alive_timeout),
+            "tlsHandshakeTimeout": duration(self.tls_handshake_timeout),
+            "requestHeadTimeout": duration(self.request_head_timeout),
+            "connectTimeout": duration(self.connect_timeout),
+            "requestHeadBytes": self.request_head_bytes,
+            "recordQueueBytes": self.record_queue_bytes,
+        })
+    }
+}
+
+impl Export {
+    fn to_json(&self) -> Value {
+        let hidden: Map<_, _> = self.headers.iter().map(|(name, _)| (name.clone(), json!(HIDDEN))).collect();
+        let resource: Map<_, _> = self.resource.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
+        let mut section = json!({
+            "endpoint": self.endpoint,
+            "headers": hidden,
+            "timeout": duration(self.timeout),
+            "resource": resource,
+        });
+        if let Some(roots) = &self.roots {
+            section["roots"] = json!(roots);
+        }
+        section
+    }
+}
+
+/// The word that means `value`.
+fn word<T: PartialEq>(words: &[(&'static str, T)], value: T) -> &'static str {
+    words.iter().find(|(_, meaning)| *meaning == value).map_or("", |(word, _)| word)
+}
+
+/// As the file has it: whole seconds where they are.
+fn duration(duration: Duration) -> String {
+    match (duration.as_secs(), duration.subsec_millis()) {
+        (seconds, 0) => format!("{seconds}s"),
+        (_, _) => format!("{}ms", duration.as_millis()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use settings::Document;
+
+    use super::*;
+
+    const EXAMPLE: &str = include_str!("../../../deploy/proxy.example.yaml");
+
+    fn load(text: &str, environment: &[(&str, &str)]) -> Config {
+        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Document::parse("proxy.yaml", text, "PICKET_", environment).unwrap().read(Config::read).unwrap()
+    }
+
+    #[test]
+    fn what_is_printed_reads_as_the_same_configuration() {
+        let export = "export: {endpoint: 'https://c:1', roots: /r.pem, timeout: 250ms, resource: {a.b: '0755'}}\n";
+        let strict = [("PICKET_INBOUND_PLAINTEXT", "strict"), ("PICKET_LOG_LEVEL", "info,h2=debug")];
+        for (text, environment) in [(EXAMPLE.to_owned(), &[][..]), (format!("{EXAMPLE}{export}"), &strict[..])] {
+            let config = load(&text, environment);
+            let again = load(&config.to_yaml(), &[]);
+            assert_eq!(format!("{config:?}"), format!("{again:?}"), "{}", config.to_yaml());
+        }
+    }
+
+    #[test]
+    fn the_value_of_a_header_is_not_shown() {
+        let export = "export: {endpoint: 'http://c:1', headers: {x-api-key: sesame}}\n";
+        let printed = load(&format!("{EXAMPLE}{export}"), &[]).to_yaml();
+        assert!(printed.contains("x-api-key") && !printed.contains("sesame"), "{printed}");
+    }
+}
