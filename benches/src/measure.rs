@@ -8,7 +8,7 @@ use testkit::{RunDir, until};
 use crate::{
     load::{Amount, Done, Load},
     stage::Subject,
-    usage,
+    usage::{self, Cpu},
 };
 
 /// How long records may take to their sinks after the load.
@@ -18,14 +18,19 @@ const SETTLE_DEADLINE: Duration = Duration::from_secs(15);
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sample {
     pub(crate) done: Done,
-    /// CPU time of both proxies, in microseconds.
-    pub(crate) cpu_micros: u64,
+    /// CPU time of both proxies.
+    pub(crate) cpu: Cpu,
 }
 
 impl Sample {
     /// CPU microseconds of both proxies for each request.
     pub(crate) fn cpu_per_request(&self) -> f64 {
-        self.cpu_micros as f64 / self.done.requests as f64
+        self.cpu.total() as f64 / self.done.requests as f64
+    }
+
+    /// How much of it in the programs themselves.
+    pub(crate) fn user_per_request(&self) -> f64 {
+        self.cpu.user as f64 / self.done.requests as f64
     }
 
     /// Requests in a second.
@@ -49,25 +54,25 @@ pub(crate) fn address(subject: &Subject<'_>, load: Load) -> Option<std::net::Soc
 pub(crate) fn measure(subject: &Subject<'_>, load: Load, amount: Amount, scratch: &RunDir) -> Result<Sample> {
     let to = address(subject, load).context("the subject carries this load")?;
     let recorded_before = Recorded::of(subject)?;
-    let cpu_before = cpu_micros(subject)?;
+    let cpu_before = cpu(subject)?;
     let done = load.send(subject.client, to, amount, scratch)?;
     if let Err(error) = settle(subject, &recorded_before, &done) {
         // If the proxies know what became of the records, that says more.
         subject.ensure_nothing_lost()?;
         return Err(error);
     }
-    let cpu_micros = cpu_micros(subject)? - cpu_before;
+    let cpu = cpu(subject)?.since(cpu_before);
     // Only now, because to ask costs them time.
     subject.ensure_nothing_lost()?;
     for proxy in &subject.proxies {
         proxy.lines.borrow_mut().empty()?;
     }
-    Ok(Sample { done, cpu_micros })
+    Ok(Sample { done, cpu })
 }
 
 /// CPU time of all proxies of a subject.
-pub(crate) fn cpu_micros(subject: &Subject<'_>) -> Result<u64> {
-    subject.proxies.iter().map(|proxy| usage::cpu_micros(proxy.pid)).sum()
+fn cpu(subject: &Subject<'_>) -> Result<Cpu> {
+    subject.proxies.iter().map(|proxy| usage::cpu(proxy.pid)).sum()
 }
 
 /// Requests that were recorded so far: by each proxy's log, and at the collector.

@@ -71,17 +71,18 @@ impl Rounds {
     pub(crate) fn table(&self) -> String {
         let mut out = format!("### {}\n\n", self.load.title());
         let unit = match self.bytes {
-            Some(_) => "MiB/s | CPU ms/GiB",
-            None => "requests/s | CPU µs/request",
+            Some(_) => "MiB/s | CPU ms/GiB | of it user",
+            None => "requests/s | CPU µs/request | of it user",
         };
         let _ = write!(
             out,
-            "| | {unit} | spread | p50 µs | p99 µs | added p50 | added p99 | × nginx | × nginx buffered | × Envoy | × baseline |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n"
+            "| | {unit} | spread | p50 µs | p99 µs | added p50 | added p99 | × nginx | × nginx buffered | × Envoy | × baseline |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n"
         );
         for variant in Variant::ALL {
             let Some(rate) = self.values(variant, |sample| Some(sample.rate())) else { continue };
             let is_pair = variant != Variant::Direct;
             let cpu = self.values(variant, |sample| Some(sample.cpu_per_request())).filter(|_| is_pair);
+            let user = self.values(variant, |sample| Some(sample.user_per_request())).filter(|_| is_pair);
             let latency = |value: fn(&Sample) -> Option<f64>| {
                 let (own, direct) = (self.values(variant, value), self.values(Variant::Direct, value));
                 (own, own.zip(direct).map(|(own, direct)| own - direct).filter(|_| is_pair))
@@ -95,9 +96,10 @@ impl Rounds {
             let ratio = |peer| if is_pair && variant != peer { self.ratio(variant, peer) } else { None };
             let _ = writeln!(
                 out,
-                "| {} | {rate:.0} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+                "| {} | {rate:.0} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
                 variant.title(),
                 shown(cpu.map(|cpu| cpu * cpu_unit), 1),
+                shown(user.map(|user| user * cpu_unit), 1),
                 self.spread(variant, cpu_unit).filter(|_| is_pair).unwrap_or_default(),
                 shown(p50, 0),
                 shown(p99, 0),
@@ -184,10 +186,10 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::Done;
+    use crate::{load::Done, usage::Cpu};
 
-    fn sample(cpu_micros: u64) -> Sample {
-        Sample { done: Done { requests: 100, seconds: 1.0, ..Done::default() }, cpu_micros }
+    fn sample(user: u64) -> Sample {
+        Sample { done: Done { requests: 100, seconds: 1.0, ..Done::default() }, cpu: Cpu { user, system: 0 } }
     }
 
     fn rounds(picket_and_nginx: &[(u64, u64)]) -> Rounds {

@@ -17,7 +17,17 @@ enum Field<'a> {
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
+    #[inline]
     fn varint(&mut self) -> Option<u64> {
+        // Nearly all tags and numbers of a record have one byte.
+        if let [byte @ ..0x80, rest @ ..] = self.0 {
+            self.0 = rest;
+            return Some(u64::from(*byte));
+        }
+        self.long_varint()
+    }
+
+    fn long_varint(&mut self) -> Option<u64> {
         let mut value = 0u64;
         for shift in (0..70).step_by(7) {
             let (&byte, rest) = self.0.split_first()?;
@@ -91,22 +101,39 @@ pub fn attributes(record: &[u8]) -> impl Iterator<Item = (&str, Attribute<'_>)> 
 }
 
 fn attribute(bytes: &[u8]) -> Option<(&str, Attribute<'_>)> {
+    let (name, value) = named(bytes)?;
+    Some((std::str::from_utf8(name).ok()?, value_of(value)?))
+}
+
+/// The name of an attribute and its value, both as they are encoded.
+fn named(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    // As the encoder writes it: a length of one byte, a padded one of two.
+    if let [0x0a, length @ ..0x80, rest @ ..] = bytes
+        && let Some((name, [0x12, low @ 0x80..=0xff, high @ ..0x80, value @ ..])) =
+            rest.split_at_checked(usize::from(*length))
+        && value.len() == usize::from(low & 0x7f) | usize::from(*high) << 7
+    {
+        return Some((name, value));
+    }
     let (mut name, mut value) = (None, None);
     for (number, field) in Fields(bytes) {
         match (number, field) {
-            (1, Field::Bytes(bytes)) => name = std::str::from_utf8(bytes).ok(),
-            (2, Field::Bytes(bytes)) => value = Fields(bytes).next(),
+            (1, Field::Bytes(bytes)) => name = Some(bytes),
+            (2, Field::Bytes(bytes)) => value = Some(bytes),
             _ => {}
         }
     }
-    let value = match value? {
+    Some((name?, value?))
+}
+
+fn value_of(bytes: &[u8]) -> Option<Attribute<'_>> {
+    Some(match Fields(bytes).next()? {
         (1, Field::Bytes(bytes)) => Attribute::Text(std::str::from_utf8(bytes).ok()?),
         (2, Field::Number(number)) => Attribute::Bool(number != 0),
         (3, Field::Number(number)) => Attribute::Int(number as i64),
         (4, Field::Number(number)) => Attribute::Double(f64::from_bits(number)),
         _ => return None,
-    };
-    Some((name?, value))
+    })
 }
 
 fn time_and_name(record: &[u8]) -> (u64, &str) {
@@ -201,9 +228,15 @@ pub fn text(record: &[u8], out: &mut Vec<u8>) {
 /// Appends what the layout names; all of it is found in one pass over the record.
 fn lay_out<const N: usize>(record: &[u8], layout: &Layout<N>, out: &mut Vec<u8>) {
     let mut values = [None; N];
-    for (name, value) in attributes(record) {
-        if let Some(at) = layout.iter().position(|(_, key)| *key == name) {
-            values[at].get_or_insert(value);
+    let encoded = Fields(record).filter_map(|(number, field)| match field {
+        Field::Bytes(bytes) if number == 6 => named(bytes),
+        Field::Bytes(_) | Field::Number(_) => None,
+    });
+    for (name, value) in encoded {
+        if let Some(at) = layout.iter().position(|(_, key)| key.as_bytes() == name)
+            && values[at].is_none()
+        {
+            values[at] = value_of(value);
         }
     }
     for ((before, key), value) in layout.iter().zip(values) {
@@ -272,7 +305,8 @@ fn quote(text: &str, out: &mut Vec<u8>) {
 
 /// Nothing in it needs to be escaped, in either format; so it is with nearly all texts.
 fn is_plain(text: &str) -> bool {
-    text.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\')
+    // All bytes, not up to the first that is not plain: so the compiler can take many at once.
+    text.bytes().fold(true, |plain, byte| plain & matches!(byte, b' '..=b'~') & (byte != b'"') & (byte != b'\\'))
 }
 
 /// Appends nanoseconds since 1970 as RFC 3339 with milliseconds (days to civil date: Hinnant, chrono-compatible
