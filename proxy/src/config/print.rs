@@ -39,6 +39,9 @@ impl Config {
                 "serverFirstPorts": self.detect.server_first_ports,
             },
         });
+        if let Some(directory) = &self.identity.state_dir {
+            root["identity"]["stateDir"] = json!(directory);
+        }
         if let Some(socket) = &self.admin.socket {
             root["admin"]["socket"] = json!(socket);
         }
