@@ -25,6 +25,10 @@ use crate::{Batch, Receiver, backoff::Backoff};
 
 /// Bytes of one request at most; collectors take 4 MiB by default.
 const REQUEST_BYTES_MAX: usize = 3 * 1024 * 1024;
+/// How long the first batch waits for others: a call costs its sender and the collector more than what it carries.
+const GATHER_TIME: Duration = Duration::from_millis(20);
+/// Bytes that wait already, from which on a call does not wait for more.
+const GATHER_BYTES_MAX: u64 = 1024 * 1024;
 /// Bytes of the scope and of the tags and lengths around resource, scope and records: at most.
 const ENVELOPE_BYTES_MAX: usize = 64;
 const PATH: &str = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
@@ -145,6 +149,9 @@ impl Shipper {
         let channel = self.endpoint.connect_lazy();
         let records_bytes_max = REQUEST_BYTES_MAX.saturating_sub(self.resource.len() + ENVELOPE_BYTES_MAX);
         while let Some(first) = receiver.recv().await {
+            if receiver.counters().queued_bytes() < GATHER_BYTES_MAX {
+                tokio::time::sleep(GATHER_TIME).await;
+            }
             let mut batches = vec![first];
             let mut bytes = batches[0].fields.len();
             while let Some(batch) = receiver.try_recv_within(records_bytes_max.saturating_sub(bytes)) {

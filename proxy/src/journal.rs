@@ -14,8 +14,8 @@ use record::{Uid, UidSource};
 
 use crate::metrics::WorkerMetrics;
 
-/// Bytes after which a batch leaves at once.
-const BATCH_BYTES: usize = 64 * 1024;
+/// Bytes after which a batch leaves at once: each wakes the sinks' threads.
+const BATCH_BYTES: usize = 256 * 1024;
 /// How long a record waits for others at most.
 pub const BATCH_INTERVAL: Duration = Duration::from_millis(20);
 
