@@ -98,6 +98,11 @@ fn a_file_that_cannot_be_read_is_named() {
     place.refused(&["run", "--config", directory], &[directory, "Is a directory"]);
     let discovery = place.path("discovery.yaml");
     place.refused_file(&place.good().replace(&discovery, &missing), &["discovery.file", &missing, "No such file"]);
+    for key in ["caRoots", "tokenFile"] {
+        let roots = place.path("roots.pem");
+        let without = place.good().replace(&format!("{key}: {roots}"), &format!("{key}: {missing}"));
+        place.refused_file(&without, &[&format!("identity.{key}"), &missing, "No such file"]);
+    }
     let roots = format!("{}export: {{endpoint: 'https://c:1', roots: {missing}}}\n", place.good());
     place.refused_file(&roots, &["export.roots", &missing, "No such file"]);
     place.directory.write("discovery.yaml", "services: [{nme: a, namespace: b}]").unwrap();

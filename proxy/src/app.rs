@@ -20,7 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::{
     admin,
     config::Config,
-    credentials::Credentials,
+    credentials::{self, Credentials},
     discover::{self, FileDiscovery},
     drain::{self, DrainSignal},
     metrics::WorkerMetrics,
@@ -44,6 +44,15 @@ pub enum Error {
         /// What the system says.
         #[source]
         source: io::Error,
+    },
+    /// A file that must be there from the beginning.
+    #[error("{key}")]
+    File {
+        /// The setting.
+        key: &'static str,
+        /// Why it cannot be read.
+        #[source]
+        source: credentials::Error,
     },
     /// The discovery file.
     #[error("discovery.file")]
@@ -86,7 +95,12 @@ impl Error {
     /// True when the operator's settings are to blame: another try without a change is of no use.
     pub fn is_configuration(&self) -> bool {
         match self {
-            Self::Port { .. } | Self::Discovery(_) | Self::Log(_) | Self::Admin(_) | Self::Export(_) => true,
+            Self::Port { .. }
+            | Self::File { .. }
+            | Self::Discovery(_)
+            | Self::Log(_)
+            | Self::Admin(_)
+            | Self::Export(_) => true,
             Self::System(_) => false,
         }
     }
@@ -100,6 +114,11 @@ pub fn run(config: Config) -> Result<(), Error> {
     let level = telemetry::log::init(config.log.format, &config.log.level).map_err(Error::Log)?;
     let config = Arc::new(config);
     let discovery = FileDiscovery::start(config.discovery.clone()).map_err(Error::Discovery)?;
+    for (key, file) in
+        [("identity.caRoots", &config.identity.ca_roots), ("identity.tokenFile", &config.identity.token_file)]
+    {
+        credentials::read(file).map_err(|source| Error::File { key, source })?;
+    }
     for (key, port) in [("outbound.port", config.outbound.port), ("inbound.port", config.inbound.port)] {
         worker::check_port_is_free(port).map_err(|source| Error::Port { key, port, source })?;
     }

@@ -54,7 +54,7 @@ fn discover(worker: &Worker, account: &Account) -> (Target, Option<AppProtocol>)
             worker.store.current().map(|credentials| (credentials.id.clone(), EstablishedBy::OwnCertificate));
         facts.service = destination.as_ref().and_then(|destination| destination.service.clone());
         (facts.decision, facts.reason) = match &destination {
-            Some(_) => (Decision::Refused, "no endpoint could be reached"),
+            Some(_) => (Decision::Refused, "nothing was sent to an endpoint"),
             None => (Decision::Passthrough, "discovery does not know the destination"),
         };
     });
