@@ -33,7 +33,7 @@ pub enum End {
 }
 
 /// What a TLS session agreed on.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TlsFacts {
     /// As in `tls.protocol.version`.
     pub version: &'static str,
@@ -69,6 +69,16 @@ pub struct Upstream {
 }
 
 impl Upstream {
+    /// Whether the context of records is the same for both: so it is for connections to one endpoint, as long as neither
+    /// side changes.
+    fn shows_as(&self, other: &Self) -> bool {
+        let all = |upstream: &Self| (upstream.address, upstream.decision, upstream.reason);
+        all(self) == all(other)
+            && self.workload == other.workload
+            && self.identity == other.identity
+            && self.tls == other.tls
+    }
+
     /// The entry of the deny list that it meets, with whom it named.
     pub fn denial(&self, denied: &DenyList) -> Option<(SpiffeId, Denial)> {
         denial(self.leaf.as_ref(), denied)
@@ -220,10 +230,13 @@ impl Account {
     /// Notes the server's side that this connection uses (last).
     pub fn note_upstream(&self, upstream: &Rc<Upstream>) {
         let mut current = self.upstream.borrow_mut();
-        if !current.as_ref().is_some_and(|current| Rc::ptr_eq(current, upstream)) {
-            *current = Some(Rc::clone(upstream));
+        if current.as_ref().is_some_and(|current| Rc::ptr_eq(current, upstream)) {
+            return;
+        }
+        if !current.as_ref().is_some_and(|current| current.shows_as(upstream)) {
             *self.context.borrow_mut() = None;
         }
+        *current = Some(Rc::clone(upstream));
     }
 
     /// Notes the certificate that the client proved itself with.

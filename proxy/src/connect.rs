@@ -328,13 +328,15 @@ fn is_open(connected: &mut Connected) -> bool {
     matches!(connected.stream.poll_read_with(&mut context, |_, _| ()), Poll::Pending)
 }
 
-/// No delay for small writes; a peer that vanished is noticed within two minutes.
-pub fn tune(socket: &TcpStream) {
+/// No delay for small writes; a peer that vanished is noticed within two minutes. What a listener is told holds for the
+/// connections that it accepts, too (tcp(7): options are inherited).
+pub fn tune<'a>(socket: impl Into<SockRef<'a>>) {
     let keepalive =
         TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15)).with_retries(4);
+    let socket = socket.into();
     // A socket that refuses an option is about to fail by itself; its reader reports that.
-    let _delay = socket.set_nodelay(true);
-    let _keepalive = SockRef::from(socket).set_tcp_keepalive(&keepalive);
+    let _delay = socket.set_tcp_nodelay(true);
+    let _keepalive = socket.set_tcp_keepalive(&keepalive);
 }
 
 /// What a session agreed on, under the names of the IANA registries.

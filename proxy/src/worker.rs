@@ -95,6 +95,7 @@ fn listen(port: u16) -> io::Result<std::net::TcpListener> {
     socket.set_only_v6(false)?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
+    tune(&socket);
     socket.bind(&SocketAddr::V6(SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0)).into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
@@ -270,7 +271,7 @@ async fn denials(worker: Rc<Worker>) {
 /// A connection's life: address, permit, the steps of its direction, and its closing record.
 async fn connection(worker: &Worker, number: u64, direction: Direction, stream: TcpStream, source: SocketAddr) {
     let own_ports = [worker.config.outbound.port, worker.config.inbound.port];
-    let resolved = original_dst::resolve(&stream, &own_ports);
+    let resolved = original_dst::resolve(&stream, source, &own_ports);
     let destination = match &resolved {
         Ok(address) | Err(ConnectionError::Loop(address)) => *address,
         Err(_) => stream.local_addr().map_or(source, original_dst::unmapped),
@@ -279,7 +280,6 @@ async fn connection(worker: &Worker, number: u64, direction: Direction, stream: 
     if let Some(entry) = worker.connections.borrow_mut().get_mut(&number) {
         entry.account = Rc::downgrade(&account);
     }
-    tune(&stream);
     let result = match resolved {
         Err(error) => Err(error),
         Ok(_) if worker.connections.borrow().len() > worker.connections_max => Err(ConnectionError::ConnectionLimit),
@@ -332,5 +332,24 @@ impl Worker {
             head_timeout: limits.request_head_timeout,
             keep_alive_timeout: limits.keep_alive_timeout,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use socket2::SockRef;
+
+    use super::*;
+
+    #[test]
+    fn an_accepted_connection_has_the_options_of_its_listener() {
+        let listener = listen(0).unwrap();
+        listener.set_nonblocking(false).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let _client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let socket = SockRef::from(&accepted);
+        assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(60));
     }
 }

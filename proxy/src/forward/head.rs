@@ -3,6 +3,8 @@
 //! `httparse` splits; the rules of RFC 9112 about framing, targets, Host and hop-by-hop fields are ours. What passes
 //! here means the same to every server behind us.
 
+use std::mem::MaybeUninit;
+
 use record::Code;
 
 /// Fields that one head may have.
@@ -117,9 +119,9 @@ pub fn find_end(bytes: &[u8], limit: usize) -> Result<Option<usize>, Refusal> {
 /// # Errors
 /// With the code of the refusal; `out` may then hold a part of a head.
 pub fn request(bytes: &[u8], out: &mut Vec<u8>) -> Result<RequestHead, Refusal> {
-    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
-    let mut parsed = httparse::Request::new(&mut fields);
-    match parsed.parse(bytes) {
+    let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
+    let mut parsed = httparse::Request::new(&mut []);
+    match parsed.parse_with_uninit_headers(bytes, &mut fields) {
         Ok(httparse::Status::Complete(_)) => {}
         Ok(httparse::Status::Partial) => return refuse(Code::RequestMalformed, "the head is not complete"),
         Err(httparse::Error::TooManyHeaders) => return refuse(Code::RequestHeadTooLarge, "more than 128 fields"),
@@ -165,9 +167,9 @@ pub fn request(bytes: &[u8], out: &mut Vec<u8>) -> Result<RequestHead, Refusal> 
 /// # Errors
 /// With the code of the refusal; `out` may then hold a part of a head.
 pub fn response(bytes: &[u8], request: &RequestHead, close: bool, out: &mut Vec<u8>) -> Result<ResponseHead, Refusal> {
-    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
-    let mut parsed = httparse::Response::new(&mut fields);
-    match parsed.parse(bytes) {
+    let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
+    let mut parsed = httparse::Response::new(&mut []);
+    match httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut parsed, bytes, &mut fields) {
         Ok(httparse::Status::Complete(_)) => {}
         Ok(httparse::Status::Partial) => return refuse(Code::ResponseMalformed, "the head is not complete"),
         Err(httparse::Error::TooManyHeaders) => return refuse(Code::ResponseHeadTooLarge, "more than 128 fields"),

@@ -56,8 +56,7 @@ pub async fn serve(hop: &Hop, client: Stream, opening: Vec<u8>) -> Result<Closed
         match session.request(end).await? {
             Next::Request => {}
             Next::Close(by) => {
-                // The client may be gone already; the record is about the request, which is done.
-                let _closed = session.client.shutdown().await;
+                session.client.close().await;
                 return Ok(by);
             }
         }
