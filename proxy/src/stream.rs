@@ -150,6 +150,13 @@ impl Stream {
         })
     }
 
+    /// Holds what is written from now on until the stream is dropped, so that it leaves in one segment with its end; the
+    /// kernel holds it for 200 ms at most (tcp(7), `TCP_CORK`).
+    pub fn hold_for_end(&self) {
+        // Without it there are two segments.
+        let _held = socket2::SockRef::from(self.socket()).set_tcp_cork(true);
+    }
+
     /// Ends it for good: TLS says so to its peer, TCP when the stream is dropped.
     pub async fn close(mut self) {
         match &mut self {

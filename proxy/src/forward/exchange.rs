@@ -172,6 +172,9 @@ impl<'a> Exchange<'a> {
                 server.buffer.drain(..taken);
             }
             self.answered |= !self.down_pending.is_empty();
+            if self.is_last() && !self.down_pending.is_empty() {
+                client.hold_for_end();
+            }
             ready!(self.down_pending.poll_flush(cx, client)).map_err(Broken::Client)?;
             if self.response.is_some() && self.down.is_done() {
                 return Poll::Ready(Ok(()));
@@ -184,6 +187,12 @@ impl<'a> Exchange<'a> {
                 return Poll::Ready(Err(Broken::ServerClosed { untouched: !self.account.is_answered() }));
             }
         }
+    }
+
+    /// What waits for the client is the end of what it will ever get on this connection.
+    fn is_last(&self) -> bool {
+        let switches = |response: &ResponseHead| response.status == 101 || self.request.method == "CONNECT";
+        self.close && self.down.is_done() && self.response.as_ref().is_some_and(|response| !switches(response))
     }
 
     /// Reads once from the server: into the head's buffer, or as body straight to the client.
