@@ -9,6 +9,10 @@
 //! reason. Leaves to others: TokenReview and issuer rotation come with Kubernetes.
 
 pub mod store;
+pub mod state;
+pub mod lifecycle;
+#[cfg(test)]
+mod lifecycle_tests;
 pub mod root;
 pub mod attest;
 pub mod policy;
