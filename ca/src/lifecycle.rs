@@ -24,6 +24,8 @@ pub struct Rules {
     pub issuer_lifetime: Seconds,
     /// The share of its life after which an issuer is replaced.
     pub issuer_rotate_percent: u8,
+    /// The lifetime of a root.
+    pub root_lifetime: Seconds,
     /// A root whose remaining life falls below this is replaced.
     pub root_rotate_below: Seconds,
     /// For how long a proxy that is away is waited for.
@@ -32,6 +34,23 @@ pub struct Rules {
     pub stuck_after: Seconds,
     /// True when the issuer comes from outside: none is made here, and no root.
     pub brought: bool,
+}
+
+impl Default for Rules {
+    /// A root for ten years, an issuer for one; no leaf was granted yet, so their lifetime is 0 until somebody says more.
+    fn default() -> Self {
+        let day = 86400;
+        Self {
+            leaf_lifetime: 0,
+            issuer_lifetime: 365 * day,
+            issuer_rotate_percent: 66,
+            root_lifetime: 3650 * day,
+            root_rotate_below: 730 * day,
+            absence_window: 600,
+            stuck_after: 3600,
+            brought: false,
+        }
+    }
 }
 
 /// What is known of one proxy.
@@ -184,7 +203,7 @@ pub fn waits<'a>(state: &State, view: &View<'a>, rules: &Rules, now: Seconds) ->
     let mut waits = Vec::new();
     if !rotation.overridden {
         let until = view.observing_since.saturating_add(rules.absence_window);
-        if now < until {
+        if now <= until {
             waits.push(Wait::Return { until });
         }
         let live = view.proxies.iter().filter(|proxy| is_live(proxy, state, rotation, rules, now));

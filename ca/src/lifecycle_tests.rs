@@ -7,22 +7,10 @@ use crate::lifecycle::{
     next, override_stage, raise_longest_leaf, replace_issuer, rollback, serving, sign, turn_back, undeny, undo, waits,
 };
 use crate::state::{Outcome, RootUse, Seconds, Sha256, Stage, State, Subject};
-use crate::test_support::{digest, issuer, root, state};
+use crate::test_support::{digest, issuer, root, rules, state};
 
 const LEAF: Seconds = 100;
 const WINDOW: Seconds = 30;
-
-fn rules() -> Rules {
-    Rules {
-        leaf_lifetime: LEAF,
-        issuer_lifetime: 10_000,
-        issuer_rotate_percent: 60,
-        root_rotate_below: 20_000,
-        absence_window: WINDOW,
-        stuck_after: 1000,
-        brought: false,
-    }
-}
 
 fn proxy(name: &str, generation: u64, shows: u32) -> Proxy {
     Proxy {
@@ -38,7 +26,7 @@ fn proxy(name: &str, generation: u64, shows: u32) -> Proxy {
 }
 
 fn view(proxies: &[Proxy]) -> View<'_> {
-    View { proxies, observing_since: -WINDOW }
+    View { proxies, observing_since: -2 * WINDOW }
 }
 
 /// Root 3 has joined at 10; root 1 and issuer 2 sign.
@@ -82,7 +70,7 @@ fn distribution_waits_for_every_live_proxy_by_name() {
 fn after_a_start_the_proxies_get_time_to_come_back() {
     let late = View { proxies: &[], observing_since: 15 };
     assert_eq!(waits(&distributing(), &late, &rules(), 20), [Wait::Return { until: 15 + WINDOW }]);
-    assert_eq!(next(&distributing(), &late, &rules(), 15 + WINDOW), Some(Step::Sign));
+    assert_eq!(next(&distributing(), &late, &rules(), 15 + WINDOW + 1), Some(Step::Sign));
     let overridden = override_stage(&distributing()).unwrap();
     assert_eq!(next(&overridden, &late, &rules(), 20), Some(Step::Sign));
     assert_eq!(overridden.generation, 2, "proxies do not hear of it");
@@ -303,7 +291,7 @@ impl Mesh {
         let mut mesh = Self {
             now: 0,
             state: state(),
-            observing_since: -WINDOW,
+            observing_since: -2 * WINDOW,
             members: Vec::new(),
             before: (2, 1, 0),
             overridden: false,
@@ -349,7 +337,8 @@ impl Mesh {
             Event::Join => {}
             Event::Connect(member) => {
                 let Some(found) = self.members.get_mut(member) else { return };
-                let forgotten = now - found.seen > WINDOW;
+                // Nobody waited for it: it takes the bundle before it asks for a certificate.
+                let forgotten = now - found.seen > WINDOW || now >= found.leaf_end;
                 (found.connected, found.known, found.seen) = (true, true, now);
                 if forgotten {
                     self.deliver(member);
