@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use identity::SpiffeId;
+use identity::{SpiffeId, SpiffeIdError};
 use rcgen::{
     CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, PublicKeyData, SanType,
     SubjectPublicKeyInfo,
@@ -21,8 +21,10 @@ use x509_parser::oid_registry::{OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY};
 use x509_parser::prelude::FromDer;
 use x509_parser::x509::SubjectPublicKeyInfo as ParsedKey;
 
+use crate::authority::Authority;
+use crate::pki::{PkiError, random_serial, sha256};
 use crate::policy::Grant;
-use crate::root::{Authority, random_serial};
+use crate::state::Sha256;
 
 /// A P-256 request has under 1 KiB in PEM.
 pub const CSR_BYTES_MAX: usize = 16 << 10;
@@ -69,11 +71,14 @@ pub enum IssueError {
         now: OffsetDateTime,
     },
     /// The system gives no random numbers.
-    #[error("the system gives no random numbers")]
-    Random,
+    #[error("no serial number")]
+    Random(#[from] PkiError),
     /// The certificate could not be made.
     #[error("the certificate could not be made")]
     Make(#[from] rcgen::Error),
+    /// The trust domain leaves no room for an identity.
+    #[error("the authority's own identity is not a SPIFFE ID")]
+    Identity(#[source] SpiffeIdError),
 }
 
 /// A time in RFC 3339 form, in whole seconds, for messages.
@@ -88,10 +93,14 @@ pub fn utc(at: OffsetDateTime) -> String {
 pub struct Issued {
     /// The leaf.
     pub der: CertificateDer<'static>,
-    /// Leaf, issuer and root, PEM each.
-    pub chain: [String; 3],
+    /// The leaf, what is between, and the root; PEM each.
+    pub chain: Vec<String>,
     /// Hexadecimal.
     pub serial: String,
+    /// Digest of the public key (SubjectPublicKeyInfo).
+    pub key_sha256: Sha256,
+    /// Digest of the issuer's certificate.
+    pub issuer_sha256: Sha256,
     /// First second of validity.
     pub not_before: OffsetDateTime,
     /// Last second of validity.
@@ -157,7 +166,7 @@ pub(crate) fn sign(
     if now < authority.not_before {
         return Err(IssueError::IssuerNotBegun { begins: authority.not_before, now });
     }
-    let serial = random_serial().ok_or(IssueError::Random)?;
+    let serial = random_serial()?;
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.subject_alt_names = vec![SanType::URI(id.as_str().try_into()?)];
@@ -169,13 +178,17 @@ pub(crate) fn sign(
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
     params.use_authority_key_identifier_extension = true;
     params.not_before = (now - BACKDATE).max(authority.not_before);
+    // Never past what the state says of this issuer's leaves: the root above it is dropped by that.
+    let lifetime = lifetime.min(authority.longest_leaf);
     // A lifetime that no calendar holds ends with the issuer, like every lifetime that is too long.
     let wanted = time::Duration::try_from(lifetime).ok().and_then(|lifetime| now.checked_add(lifetime));
     params.not_after = wanted.unwrap_or(authority.not_after).min(authority.not_after);
     params.serial_number = Some(serial.clone());
-    let leaf = params.signed_by(key, &authority.issuer)?;
+    let leaf = params.signed_by(key, &authority.signer)?;
     Ok(Issued {
-        chain: [leaf.pem(), authority.issuer_pem.clone(), authority.root_pem.clone()],
+        chain: std::iter::once(leaf.pem()).chain(authority.above.iter().cloned()).collect(),
+        key_sha256: sha256(&key.subject_public_key_info()),
+        issuer_sha256: authority.sha256,
         der: leaf.der().clone(),
         serial: serial.to_bytes().iter().map(|byte| format!("{byte:02x}")).collect(),
         not_before: params.not_before,
@@ -186,15 +199,8 @@ pub(crate) fn sign(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Directory;
-    use crate::test_support::Scratch;
+    use crate::test_support::{Scratch, authority, openssl};
     use rcgen::{BasicConstraints, DnType, KeyPair};
-    use std::process::Command;
-
-    fn authority(scratch: &Scratch) -> Authority {
-        let directory = Directory::open(&scratch.path().join("ca")).unwrap();
-        Authority::open(&directory, &"td".parse().unwrap(), OffsetDateTime::now_utc()).unwrap().0
-    }
 
     fn grant(lifetime: Duration) -> Grant {
         Grant { id: "spiffe://td/ns/demo/sa/web".parse().unwrap(), lifetime }
@@ -214,16 +220,10 @@ mod tests {
         params.serialize_request(&KeyPair::generate().unwrap()).unwrap().pem().unwrap()
     }
 
-    fn openssl(arguments: &[&str]) -> String {
-        let output = Command::new("openssl").args(arguments).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    }
-
     #[test]
     fn every_field_is_ours_in_the_eyes_of_openssl() {
         let scratch = Scratch::new();
-        let authority = authority(&scratch);
+        let authority = authority();
         let key = read_csr(&greedy_request()).unwrap();
         let issued = issue(&authority, &key, &grant(Duration::from_secs(3600)), OffsetDateTime::now_utc()).unwrap();
         let file = |name: &str, text: &str| {
@@ -231,7 +231,7 @@ mod tests {
             std::fs::write(&path, text).unwrap();
             path.to_str().unwrap().to_owned()
         };
-        let [leaf, issuer, root] = &issued.chain;
+        let [leaf, issuer, root] = issued.chain.as_slice() else { panic!("{} certificates", issued.chain.len()) };
         let (leaf, issuer, root) = (file("leaf", leaf), file("issuer", issuer), file("root", root));
         for purpose in ["sslclient", "sslserver"] {
             let verify =
@@ -265,8 +265,7 @@ mod tests {
 
     #[test]
     fn serials_differ_and_times_are_clamped() {
-        let scratch = Scratch::new();
-        let authority = authority(&scratch);
+        let authority = authority();
         let key = read_csr(&greedy_request()).unwrap();
         let now = OffsetDateTime::now_utc();
         let hour = grant(Duration::from_secs(3600));
@@ -275,8 +274,12 @@ mod tests {
         assert_eq!(one.serial.len(), 32);
         assert_eq!((one.not_before, one.not_after), (now - BACKDATE, now + time::Duration::hours(1)));
         for long in [Duration::from_secs(400 * 86400), Duration::MAX] {
-            assert_eq!(issue(&authority, &key, &grant(long), now).unwrap().not_after, authority.not_after);
+            let longest = now + authority.longest_leaf;
+            assert_eq!(issue(&authority, &key, &grant(long), now).unwrap().not_after, longest);
         }
+        let near_the_end = authority.not_after - time::Duration::minutes(1);
+        let short = issue(&authority, &key, &hour, near_the_end).unwrap();
+        assert_eq!(short.not_after, authority.not_after);
         let late = issue(&authority, &key, &hour, authority.not_after);
         let Err(error @ IssueError::IssuerEnded { .. }) = late else { panic!("issued after the issuer's end") };
         assert!(error.to_string().ends_with(&format!("clock says {}", utc(authority.not_after))), "{error}");
@@ -287,15 +290,14 @@ mod tests {
 
     #[test]
     fn peers_accept_what_is_issued() {
-        let scratch = Scratch::new();
-        let authority = authority(&scratch);
+        let authority = authority();
         let pair = KeyPair::generate().unwrap();
         let request = CertificateParams::default().serialize_request(&pair).unwrap().pem().unwrap();
         let key = read_csr(&request).unwrap();
         let issued = issue(&authority, &key, &grant(Duration::from_secs(60)), OffsetDateTime::now_utc()).unwrap();
         let private = rustls_pki_types::PrivateKeyDer::try_from(pair.serialize_der()).unwrap();
         let credentials = identity::Credentials::from_pem(issued.chain.concat().as_bytes(), private).unwrap();
-        let bundle = identity::TrustBundle::from_pem(authority.root_pem.as_bytes()).unwrap();
+        let bundle = identity::TrustBundle::from_pem(issued.chain[2].as_bytes()).unwrap();
         credentials.verify(&bundle, &"td".parse().unwrap(), rustls_pki_types::UnixTime::now()).unwrap();
         assert_eq!(credentials.id, grant(Duration::ZERO).id);
         assert_eq!(credentials.serial, issued.serial);

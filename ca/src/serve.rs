@@ -1,56 +1,67 @@
-//! The authority on the network: Istio's certificate service over gRPC and TLS 1.3.
+//! The authority on the network: Istio's certificate service and our own trust bundle service over HTTP/2 and TLS 1.3.
 //!
-//! Promises: what a caller costs is bounded: connections, time for a handshake, streams, header and message size, time
-//! for a call, age of a connection; the serving certificate comes from the authority itself and is renewed before it
-//! ends; a call ends in one log line that says what was issued to whom or why nothing was. Leaves to others: who asks,
-//! what they may have, and the certificate.
+//! A connection begins as a caller's: one of a bounded number, cut when nobody proved on it in time who is calling, shut
+//! down politely when it is old. Once it follows the trust bundle it is one of another bounded number, gives its first
+//! place back, and stays for as long as it is alive. So neither kind can take the other's places.
+//!
+//! Promises: what a connection costs is bounded: handshake, streams, header and message size, time for a call; the
+//! serving certificate comes from the authority itself and is renewed before it ends. Leaves to others: who asks, what
+//! they may have, and what is sent (`service`, `follow`).
 
-use std::io;
+use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use api::istio_ca::istio_certificate_service_server::{IstioCertificateService, IstioCertificateServiceServer};
 use api::istio_ca::{IstioCertificateRequest, IstioCertificateResponse};
 use arc_swap::ArcSwap;
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use identity::SpiffeIdError;
 use rcgen::KeyPair;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::PrivateKeyDer;
 use telemetry::chain;
 use time::OffsetDateTime;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::timeout;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::server::Connected;
-use tonic::{Code, Request, Response, Status};
+use tower::Service as _;
 
-use crate::attest::{Attestor, Caller, TokenError};
-use crate::issue::{self, CsrError, IssueError, Issued};
-use crate::policy::{Policy, PolicyError};
-use crate::root::Authority;
+use crate::follow;
+use crate::issue::{self, IssueError};
+use crate::pki::{self, PkiError};
+use crate::policy;
+use crate::refusal::CallError;
+use crate::service::Service;
 
-/// A proxy holds a connection for one call; a restart of a whole node brings some hundreds at once.
-const CONNECTIONS_MAX: usize = 1024;
+/// A proxy holds such a connection for one call; a restart of a whole node brings some hundreds at once.
+const CALLERS_MAX: usize = 1024;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// By then somebody has proved who is calling, or the place is given to another.
+const ADMISSION_TIMEOUT: Duration = Duration::from_secs(10);
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-const CONNECTION_AGE_MAX: Duration = Duration::from_secs(300);
+const CALLER_AGE_MAX: Duration = Duration::from_secs(300);
+/// A proxy that went away without a word is noticed within the sum of both.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 const STREAMS_MAX: u32 = 8;
 const MESSAGE_BYTES_MAX: usize = 64 << 10;
 const HEADER_BYTES_MAX: u32 = 32 << 10;
-/// The serving certificate lives this long and is renewed at two thirds of it.
+/// What a client may send ahead, and what waits for one that does not read.
+const WINDOW_BYTES: u32 = 64 << 10;
+/// The serving certificate lives this long at most and is renewed at two thirds of it.
 const SERVING_LIFETIME: Duration = Duration::from_secs(24 * 3600);
-/// How soon a failed renewal or a failed accept is tried again.
-const RETRY: Duration = Duration::from_secs(1);
+/// How often it is looked at, and how soon a failed accept is tried again.
+const TICK: Duration = Duration::from_millis(500);
+const CREATE: &str = "/istio.v1.auth.IstioCertificateService/CreateCertificate";
 
 /// Why the authority does not serve.
 #[derive(Debug, thiserror::Error)]
@@ -61,237 +72,310 @@ pub enum ServeError {
     /// The serving certificate could not be made.
     #[error("the serving certificate could not be issued")]
     Issue(#[from] IssueError),
-    /// Its key could not be made.
-    #[error("the serving key could not be made")]
-    Key(#[from] rcgen::Error),
-    /// TLS does not take the certificate.
+    /// Its key could not be made, or its chain not be read.
     #[error("the serving certificate cannot be used")]
+    Pki(#[from] PkiError),
+    /// TLS does not take the certificate.
+    #[error("TLS does not take the serving certificate")]
     Tls(#[from] rustls::Error),
-    /// The PEM of the own chain cannot be read back.
-    #[error("the serving chain cannot be read: {0}")]
-    Chain(String),
-    /// The gRPC server failed.
-    #[error("the gRPC server failed")]
-    Grpc(#[from] tonic::transport::Error),
+    /// The key is none.
+    #[error("the serving key cannot be used: {0}")]
+    Key(&'static str),
 }
 
-/// Why a call was refused, with the status it is answered with.
-#[derive(Debug, thiserror::Error)]
-enum CallError {
-    #[error("the caller is not who it says")]
-    Token(#[from] TokenError),
-    #[error("the caller may not have what it asks for")]
-    Policy(#[from] PolicyError),
-    #[error("the signing request cannot be used")]
-    Csr(#[from] CsrError),
-    #[error("nothing can be issued")]
-    Issue(#[from] IssueError),
+/// Where connections find their places.
+#[derive(Debug)]
+struct Places {
+    streams: Arc<Semaphore>,
+    streams_max: usize,
 }
 
-impl CallError {
-    fn status(&self) -> Status {
-        let code = match self {
-            Self::Token(_) => Code::Unauthenticated,
-            Self::Policy(PolicyError::Lifetime(_)) | Self::Csr(_) => Code::InvalidArgument,
-            Self::Policy(PolicyError::Name(_) | PolicyError::Reserved) => Code::PermissionDenied,
-            Self::Issue(_) => Code::FailedPrecondition,
-        };
-        Status::new(code, chain(self).to_string())
-    }
+/// One connection.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) source: SocketAddr,
+    places: Arc<Places>,
+    /// Its place among the callers, and later among those who follow.
+    place: Mutex<Option<OwnedSemaphorePermit>>,
+    admitted: AtomicBool,
+    following: AtomicBool,
+    ended: Notify,
 }
 
-/// Counts of the calls so far, for the metrics.
-#[derive(Debug, Default)]
-pub struct Counters {
-    /// Certificates issued to callers.
-    pub issued: AtomicU64,
-    /// Calls refused.
-    pub refused: AtomicU64,
-}
-
-/// What the service decides with.
-pub struct Service {
-    authority: Authority,
-    attestor: Attestor,
-    policy: Policy,
-    counters: Arc<Counters>,
-}
-
-impl Service {
-    /// Puts the parts together.
-    pub fn new(authority: Authority, attestor: Attestor, policy: Policy, counters: Arc<Counters>) -> Arc<Self> {
-        Arc::new(Self { authority, attestor, policy, counters })
+impl Connection {
+    fn new(source: SocketAddr, place: OwnedSemaphorePermit, places: Arc<Places>) -> Arc<Self> {
+        let (admitted, following, ended) = (AtomicBool::new(false), AtomicBool::new(false), Notify::new());
+        Arc::new(Self { source, places, place: Mutex::new(Some(place)), admitted, following, ended })
     }
 
-    fn create(&self, call: &Request<IstioCertificateRequest>) -> (Option<Caller>, Result<Issued, CallError>) {
-        let now = OffsetDateTime::now_utc();
-        let seconds = u64::try_from(now.unix_timestamp()).unwrap_or(0);
-        match bearer(call).and_then(|token| self.attestor.attest(token, seconds)) {
-            Ok(caller) => {
-                let issued = self.issue(&caller, call.get_ref(), now);
-                (Some(caller), issued)
-            }
-            Err(error) => (None, Err(error.into())),
+    /// Somebody has proved who is calling.
+    pub(crate) fn admit(&self) {
+        self.admitted.store(true, SeqCst);
+    }
+
+    /// From now on it follows the trust bundle.
+    ///
+    /// # Errors
+    /// When it does already, or when as many do as may.
+    pub(crate) fn follow(self: &Arc<Self>) -> Result<Following, CallError> {
+        if self.following.swap(true, SeqCst) {
+            return Err(CallError::SecondStream);
         }
+        let Ok(place) = self.places.streams.clone().try_acquire_owned() else {
+            self.following.store(false, SeqCst);
+            return Err(CallError::StreamLimit(self.places.streams_max));
+        };
+        // The place among the callers goes back; this one is kept until the connection is gone.
+        *self.place.lock().unwrap_or_else(PoisonError::into_inner) = Some(place);
+        Ok(Following(self.clone()))
     }
 
-    fn issue(
-        &self,
-        caller: &Caller,
-        asked: &IstioCertificateRequest,
-        now: OffsetDateTime,
-    ) -> Result<Issued, CallError> {
-        let grant = self.policy.decide(caller, asked.validity_duration)?;
-        let key = issue::read_csr(&asked.csr)?;
-        Ok(issue::issue(&self.authority, &key, &grant, now)?)
-    }
-
-    fn serving_key(&self, dns_names: &[String], now: OffsetDateTime) -> Result<CertifiedKey, ServeError> {
-        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
-        let id = self.policy.own_identity()?;
-        let issued = issue::sign(&self.authority, &key, &id, dns_names, SERVING_LIFETIME, now)?;
-        let issuer = CertificateDer::from_pem_slice(self.authority.issuer_pem.as_bytes());
-        let issuer = issuer.map_err(|error| ServeError::Chain(error.to_string()))?;
-        let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(|error| ServeError::Chain(error.into()))?;
-        tracing::info!(
-            serial = issued.serial,
-            identity = id.as_str(),
-            not_after = issue::utc(issued.not_after),
-            "serving with a new certificate of our own"
-        );
-        Ok(CertifiedKey::from_der(vec![issued.der, issuer], key, &identity::provider())?)
+    /// Waits until it is time for this connection to go; `true` when it may finish what it does.
+    async fn end(&self) -> bool {
+        let start = Instant::now();
+        sleep(ADMISSION_TIMEOUT).await;
+        if !self.admitted.load(SeqCst) {
+            return false;
+        }
+        tokio::select! {
+            () = sleep_until(start + CALLER_AGE_MAX) => {
+                if self.following.load(SeqCst) {
+                    self.ended.notified().await;
+                }
+            }
+            () = self.ended.notified() => {}
+        }
+        true
     }
 }
 
-fn bearer(call: &Request<IstioCertificateRequest>) -> Result<&str, TokenError> {
-    let header = call.metadata().get("authorization").ok_or(TokenError::Missing)?;
-    let (scheme, token) = header.to_str().ok().and_then(|header| header.split_once(' ')).ok_or(TokenError::Missing)?;
-    if scheme.eq_ignore_ascii_case("bearer") { Ok(token.trim()) } else { Err(TokenError::Missing) }
+/// A stream of the connection; dropping it ends the connection soon.
+#[derive(Debug)]
+pub(crate) struct Following(Arc<Connection>);
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        self.0.ended.notify_one();
+    }
 }
 
-/// The gRPC face of a [`Service`].
-struct Endpoint(Arc<Service>);
+/// The gRPC face of the certificate service.
+struct Certificates(Arc<Service>);
+
+/// Set once a call was read, so that one that never was is not lost from the journal.
+#[derive(Clone, Debug, Default)]
+struct Reached(Arc<AtomicBool>);
 
 #[tonic::async_trait]
-impl IstioCertificateService for Endpoint {
+impl IstioCertificateService for Certificates {
     async fn create_certificate(
         &self,
-        call: Request<IstioCertificateRequest>,
-    ) -> Result<Response<IstioCertificateResponse>, Status> {
-        let source = call.extensions().get::<Source>().map(|source| source.0.to_string()).unwrap_or_default();
-        let (caller, outcome) = self.0.create(&call);
-        let (namespace, service_account, pod, pod_uid) = match &caller {
-            Some(caller) => {
-                (&*caller.namespace, &*caller.service_account, caller.pod.as_deref(), caller.pod_uid.as_deref())
-            }
-            None => ("", "", None, None),
-        };
-        match outcome {
-            Ok(issued) => {
-                self.0.counters.issued.fetch_add(1, Ordering::Relaxed);
-                tracing::info!(
-                    serial = issued.serial,
-                    not_after = issue::utc(issued.not_after),
-                    namespace,
-                    service_account,
-                    pod,
-                    pod_uid,
-                    source,
-                    "certificate issued"
-                );
-                Ok(Response::new(IstioCertificateResponse { cert_chain: issued.chain.into() }))
-            }
-            Err(error) => {
-                self.0.counters.refused.fetch_add(1, Ordering::Relaxed);
-                let reason = chain(&error).to_string();
-                tracing::warn!(reason, namespace, service_account, pod, pod_uid, source, "certificate refused");
-                Err(error.status())
-            }
+        call: tonic::Request<IstioCertificateRequest>,
+    ) -> Result<tonic::Response<IstioCertificateResponse>, tonic::Status> {
+        let (metadata, extensions, asked) = call.into_parts();
+        let connection = extensions.get::<Arc<Connection>>();
+        let connection = connection.ok_or_else(|| tonic::Status::internal("a call without a connection"))?;
+        if let Some(reached) = extensions.get::<Reached>() {
+            reached.0.store(true, SeqCst);
         }
+        let issued = self.0.create(&metadata, &asked, connection.source).await.map_err(|error| error.status())?;
+        connection.admit();
+        Ok(tonic::Response::new(IstioCertificateResponse { cert_chain: issued.chain }))
     }
 }
 
 /// Serves until `stop` is done, then lets calls in progress finish.
 ///
 /// # Errors
-/// When the first serving certificate cannot be made, or gRPC fails as a whole.
+/// When the first serving certificate cannot be made.
 ///
 /// # Cancellation
-/// Dropping the future closes the listener and, with it, waits for nobody.
+/// Dropping the future closes the listener and every connection.
 pub async fn serve(
     service: Arc<Service>,
     listener: TcpListener,
     dns_names: Vec<String>,
+    streams_max: usize,
     stop: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
-    let serving = Arc::new(Serving(ArcSwap::from_pointee(service.serving_key(&dns_names, OffsetDateTime::now_utc())?)));
+    let (key, renew_at) = serving_key(&service, &dns_names, OffsetDateTime::now_utc())?;
+    let serving = Arc::new(Serving(ArcSwap::from_pointee(key)));
     let mut config = rustls::ServerConfig::builder_with_provider(identity::provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_no_client_auth()
         .with_cert_resolver(serving.clone());
     config.alpn_protocols = vec![b"h2".to_vec()];
     config.send_tls13_tickets = 0;
-    let (sender, connections) = mpsc::channel(16);
-    let accept = accept(listener, TlsAcceptor::from(Arc::new(config)), sender);
-    let renew = renew(serving, service.clone(), dns_names);
-    let grpc = IstioCertificateServiceServer::new(Endpoint(service)).max_decoding_message_size(MESSAGE_BYTES_MAX);
-    let server = tonic::transport::Server::builder()
-        .timeout(CALL_TIMEOUT)
-        .max_concurrent_streams(STREAMS_MAX)
-        .http2_max_header_list_size(HEADER_BYTES_MAX)
-        .http2_keepalive_interval(Some(Duration::from_secs(30)))
-        .max_connection_age(CONNECTION_AGE_MAX)
-        .max_connection_age_grace(CALL_TIMEOUT)
-        .add_service(grpc)
-        .serve_with_incoming_shutdown(ReceiverStream::new(connections), stop);
+    let (stopping, stopped) = watch::channel(false);
+    let places = Arc::new(Places { streams: Arc::new(Semaphore::new(streams_max)), streams_max });
+    let accepting = Accepting { service: service.clone(), tls: Arc::new(config).into(), places, stopped };
+    let mut connections = JoinSet::new();
     tokio::select! {
-        ended = server => Ok(ended?),
-        () = accept => Ok(()),
-        () = renew => Ok(()),
+        () = accepting.run(&listener, &mut connections) => {}
+        () = renew(serving, service, dns_names, renew_at) => {}
+        () = stop => {}
     }
+    drop(listener);
+    stopping.send_replace(true);
+    while connections.join_next().await.is_some() {}
+    Ok(())
 }
 
-/// Replaces the serving certificate at two thirds of its life, for ever.
-async fn renew(serving: Arc<Serving>, service: Arc<Service>, dns_names: Vec<String>) {
-    let mut wait = SERVING_LIFETIME * 2 / 3;
+/// Makes the serving certificate; when the next one is due comes with it.
+fn serving_key(
+    service: &Service,
+    dns_names: &[String],
+    now: OffsetDateTime,
+) -> Result<(CertifiedKey, OffsetDateTime), ServeError> {
+    let snapshot = service.trust.current();
+    let authority = &snapshot.serving;
+    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(PkiError::from)?;
+    let id = policy::own_identity(&service.policy.trust_domain)?;
+    // Under an issuer that signs no more for workloads: not beyond their last leaf.
+    let issuer = snapshot.state.issuers.iter().find(|issuer| issuer.id == authority.id);
+    let left = issuer.and_then(|issuer| issuer.leaves_end).map(|end| end.saturating_sub(now.unix_timestamp()));
+    let left = left.map_or(SERVING_LIFETIME, |left| Duration::from_secs(u64::try_from(left).unwrap_or(0)));
+    let issued = issue::sign(authority, &key, &id, dns_names, SERVING_LIFETIME.min(left), now)?;
+    let above = authority.above.iter().map(|pem| pki::read_certificate("the serving chain", pem));
+    // Everybody who calls has the root.
+    let issuers = above.take(authority.above.len().saturating_sub(1).max(1));
+    let chain = std::iter::once(Ok(issued.der)).chain(issuers).collect::<Result<Vec<_>, _>>()?;
+    let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(ServeError::Key)?;
+    tracing::info!(
+        serial = issued.serial,
+        identity = id.as_str(),
+        issuer = authority.id,
+        not_after = issue::utc(issued.not_after),
+        "serving with a new certificate of our own"
+    );
+    let renew_at = now + (issued.not_after - now) * 2 / 3;
+    Ok((CertifiedKey::from_der(chain, key, &identity::provider())?, renew_at))
+}
+
+/// Replaces the serving certificate at two thirds of its life and when another issuer is to be shown, for ever.
+async fn renew(serving: Arc<Serving>, service: Arc<Service>, dns_names: Vec<String>, first: OffsetDateTime) {
+    let (mut renew_at, mut shown) = (first, service.trust.current().serving.id);
     loop {
-        tokio::time::sleep(wait).await;
-        wait = match service.serving_key(&dns_names, OffsetDateTime::now_utc()) {
-            Ok(key) => {
+        sleep(TICK).await;
+        let (now, issuer) = (OffsetDateTime::now_utc(), service.trust.current().serving.id);
+        if now < renew_at && issuer == shown {
+            continue;
+        }
+        match serving_key(&service, &dns_names, now) {
+            Ok((key, next)) => {
                 serving.0.store(Arc::new(key));
-                SERVING_LIFETIME * 2 / 3
+                (renew_at, shown) = (next, issuer);
             }
             Err(error) => {
                 tracing::error!(reason = %chain(&error), "serving certificate not renewed");
-                RETRY * 60
+                // Not at once again: nothing gets better within a moment, and each try is a line.
+                sleep(TICK * 20).await;
             }
-        };
+        }
     }
 }
 
-async fn accept(listener: TcpListener, tls: TlsAcceptor, connections: mpsc::Sender<io::Result<Connection>>) {
-    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    // The semaphore is never closed; if it were, there would be nothing left to accept.
-    while let Ok(permit) = permits.clone().acquire_owned().await {
-        let (socket, source) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!(reason = %error, "cannot accept");
-                tokio::time::sleep(RETRY).await;
-                continue;
-            }
-        };
-        let (tls, connections) = (tls.clone(), connections.clone());
-        tokio::spawn(async move {
-            match timeout(HANDSHAKE_TIMEOUT, tls.accept(socket)).await {
-                Ok(Ok(stream)) => {
-                    // The server is gone: nobody is left to serve this connection.
-                    let _ = connections.send(Ok(Connection { stream, source, _permit: permit })).await;
+/// What each new connection needs.
+struct Accepting {
+    service: Arc<Service>,
+    tls: TlsAcceptor,
+    places: Arc<Places>,
+    stopped: watch::Receiver<bool>,
+}
+
+impl Accepting {
+    async fn run(&self, listener: &TcpListener, connections: &mut JoinSet<()>) {
+        let callers = Arc::new(Semaphore::new(CALLERS_MAX));
+        // The semaphore is never closed; if it were, there would be nothing left to accept.
+        while let Ok(place) = callers.clone().acquire_owned().await {
+            while connections.try_join_next().is_some() {}
+            let (socket, source) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(reason = %error, "cannot accept");
+                    sleep(TICK).await;
+                    continue;
                 }
-                Ok(Err(error)) => tracing::debug!(%source, reason = %error, "handshake failed"),
-                Err(_) => tracing::debug!(%source, "handshake timed out"),
-            }
-        });
+            };
+            let connection = Connection::new(source, place, self.places.clone());
+            let (service, tls, stopped) = (self.service.clone(), self.tls.clone(), self.stopped.clone());
+            connections.spawn(async move {
+                match timeout(HANDSHAKE_TIMEOUT, tls.accept(socket)).await {
+                    Ok(Ok(stream)) => Box::pin(serve_connection(service, connection, stream, stopped)).await,
+                    Ok(Err(error)) => tracing::debug!(%source, reason = %error, "handshake failed"),
+                    Err(_) => tracing::debug!(%source, "handshake timed out"),
+                }
+            });
+        }
+    }
+}
+
+async fn serve_connection(
+    service: Arc<Service>,
+    connection: Arc<Connection>,
+    stream: tokio_rustls::server::TlsStream<TcpStream>,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let calls = Certificates(service.clone());
+    let certificates = IstioCertificateServiceServer::new(calls).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let of_calls = connection.clone();
+    let handler = hyper::service::service_fn(move |request| {
+        let (service, connection, certificates) = (service.clone(), of_calls.clone(), certificates.clone());
+        async move { Ok::<_, Infallible>(answer(service, connection, certificates, request).await) }
+    });
+    let mut http = http2::Builder::new(TokioExecutor::new());
+    http.timer(TokioTimer::new())
+        .keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEADER_BYTES_MAX)
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES)
+        .max_send_buf_size(WINDOW_BYTES as usize);
+    let mut served = pin!(http.serve_connection(TokioIo::new(stream), handler));
+    let politely = tokio::select! {
+        _ended = served.as_mut() => return,
+        politely = connection.end() => politely,
+        // The sender stays until all connections are gone.
+        _stop = stopped.wait_for(|stopped| *stopped) => true,
+    };
+    if politely {
+        served.as_mut().graceful_shutdown();
+        // A stream has no end of its own; a call has.
+        let grace = if connection.following.load(SeqCst) { TICK } else { CALL_TIMEOUT };
+        // Whether it ended or not, it is dropped now.
+        let _ended = timeout(grace, served).await;
+    }
+}
+
+async fn answer(
+    service: Arc<Service>,
+    connection: Arc<Connection>,
+    mut certificates: IstioCertificateServiceServer<Certificates>,
+    mut request: http::Request<Incoming>,
+) -> http::Response<tonic::body::Body> {
+    request.extensions_mut().insert(connection.clone());
+    match request.uri().path() {
+        follow::PATH => follow::answer(service, request).await,
+        CREATE => {
+            let reached = Reached::default();
+            request.extensions_mut().insert(reached.clone());
+            let answered = timeout(CALL_TIMEOUT, certificates.call(request)).await;
+            let unread = match answered {
+                Ok(Ok(response)) if reached.0.load(SeqCst) => return response,
+                Ok(Ok(response)) => match tonic::Status::from_header_map(response.headers()) {
+                    Some(status) => {
+                        service.refuse(None, connection.source, CallError::Call(status.message().to_owned()));
+                        return response;
+                    }
+                    None => return response,
+                },
+                Ok(Err(never)) => match never {},
+                Err(_) => CallError::Timeout,
+            };
+            service.refuse(None, connection.source, unread).status().into_http()
+        }
+        _ => tonic::Status::unimplemented("no such method").into_http(),
     }
 }
 
@@ -302,44 +386,5 @@ struct Serving(ArcSwap<CertifiedKey>);
 impl ResolvesServerCert for Serving {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(self.0.load_full())
-    }
-}
-
-/// One of the bounded number of connections.
-struct Connection {
-    stream: TlsStream<TcpStream>,
-    source: SocketAddr,
-    _permit: OwnedSemaphorePermit,
-}
-
-/// Where a call came from.
-#[derive(Clone, Copy, Debug)]
-struct Source(SocketAddr);
-
-impl Connected for Connection {
-    type ConnectInfo = Source;
-
-    fn connect_info(&self) -> Source {
-        Source(self.source)
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -37,10 +37,12 @@ pub enum StoreError {
         limit: u32,
     },
     /// A file is larger than any of ours.
-    #[error("{} has more than {FILE_BYTES_MAX} bytes", path.display())]
+    #[error("{} has more than {bytes_max} bytes", path.display())]
     TooLarge {
         /// The file.
         path: PathBuf,
+        /// What is allowed.
+        bytes_max: u64,
     },
 }
 
@@ -70,11 +72,51 @@ impl Directory {
         self.path.join(name)
     }
 
+    /// Opens a directory inside, making it (0700) when it is not there.
+    ///
+    /// # Errors
+    /// As for [`Self::open`].
+    pub fn inside(&self, name: &str) -> Result<Self, StoreError> {
+        Self::open(&self.file(name))
+    }
+
+    /// The names in it, in no order; what is not UTF-8 is not ours.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn names(&self) -> Result<Vec<String>, StoreError> {
+        let failed = |source| StoreError::Io { action: "list", path: self.path.clone(), source };
+        let entries = fs::read_dir(&self.path).map_err(failed)?;
+        let names = entries.map(|entry| Ok(entry?.file_name().into_string().ok()));
+        Ok(names.collect::<io::Result<Vec<_>>>().map_err(failed)?.into_iter().flatten().collect())
+    }
+
+    /// Removes a file; one that is not there is removed already.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn remove(&self, name: &str) -> Result<(), StoreError> {
+        match fs::remove_file(self.file(name)) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(StoreError::Io { action: "remove", path: self.file(name), source })
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
     /// Reads a file; `None` when there is none.
     ///
     /// # Errors
     /// When it cannot be read, is open to others, or is larger than 1 MiB.
     pub fn read(&self, name: &str) -> Result<Option<String>, StoreError> {
+        self.read_up_to(name, FILE_BYTES_MAX)
+    }
+
+    /// As [`Self::read`], with another limit.
+    ///
+    /// # Errors
+    /// As for [`Self::read`].
+    pub fn read_up_to(&self, name: &str, bytes_max: u64) -> Result<Option<String>, StoreError> {
         let path = self.file(name);
         let file = match File::open(&path) {
             Ok(file) => file,
@@ -83,10 +125,10 @@ impl Directory {
         };
         check_mode(&path, 0o600)?;
         let mut text = String::new();
-        let read = file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text);
+        let read = file.take(bytes_max.saturating_add(1)).read_to_string(&mut text);
         read.map_err(|source| StoreError::Io { action: "read", path: path.clone(), source })?;
-        if text.len() as u64 > FILE_BYTES_MAX {
-            return Err(StoreError::TooLarge { path });
+        if text.len() as u64 > bytes_max {
+            return Err(StoreError::TooLarge { path, bytes_max });
         }
         Ok(Some(text))
     }

@@ -1,7 +1,101 @@
-//! Scratch directories for this crate's tests.
+//! Scratch directories, states and authorities for this crate's tests.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::authority::Authority;
+use crate::lifecycle::Rules;
+use crate::pki::{self, NewIssuer};
+use crate::state::{Issuer, Root, RootUse, Seconds, Sha256, State, VERSION};
+
+/// An authority with real keys, whose leaves live a day at most.
+pub(crate) fn authority() -> Authority {
+    let (domain, now) = ("td".parse().unwrap(), time::OffsetDateTime::now_utc().unix_timestamp());
+    let (root, root_key) = pki::new_root(&domain, 1, 3650 * 86400, now).unwrap();
+    let new = NewIssuer {
+        domain: &domain,
+        id: 2,
+        root: &root,
+        root_key: &root_key,
+        lifetime: 365 * 86400,
+        longest_leaf: 86400,
+    };
+    let (issuer, key) = pki::new_issuer(&new, now).unwrap();
+    Authority::assemble(&issuer, &root, &key).unwrap()
+}
+
+/// What openssl prints; it must succeed.
+pub(crate) fn openssl(arguments: &[&str]) -> String {
+    let output = std::process::Command::new("openssl").args(arguments).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A root that nobody could verify, for tests of what happens around it.
+pub(crate) fn root(id: u32, not_after: Seconds) -> Root {
+    Root {
+        id,
+        r#use: RootUse::Trusted,
+        certificate: format!("root {id}\n"),
+        sha256: digest(id),
+        not_before: 0,
+        not_after,
+        key_file: Some(format!("root-{id}-key.pem")),
+    }
+}
+
+/// The same for an issuer.
+pub(crate) fn issuer(id: u32, root: u32, created: Seconds, not_after: Seconds, longest_leaf: Seconds) -> Issuer {
+    Issuer {
+        id,
+        root,
+        chain: vec![format!("issuer {id}\n")],
+        sha256: digest(id),
+        not_before: created,
+        not_after,
+        key_file: format!("issuer-{id}-key.pem"),
+        created,
+        brought: false,
+        longest_leaf,
+        leaves_end: None,
+    }
+}
+
+pub(crate) fn digest(id: u32) -> Sha256 {
+    let mut bytes = [0; 32];
+    bytes[..4].copy_from_slice(&id.to_be_bytes());
+    Sha256(bytes)
+}
+
+/// Rules that go with [`state`].
+pub(crate) fn rules() -> Rules {
+    Rules {
+        leaf_lifetime: 100,
+        issuer_lifetime: 10_000,
+        issuer_rotate_percent: 60,
+        root_lifetime: 100_000,
+        root_rotate_below: 20_000,
+        absence_window: 30,
+        stuck_after: 1000,
+        brought: false,
+    }
+}
+
+/// A state as a new authority has it at time 0: root 1 until 100 000, issuer 2 until 10 000, leaves of 100 s.
+pub(crate) fn state() -> State {
+    State {
+        version: VERSION,
+        trust_domain: "td".into(),
+        generation: 1,
+        next_id: 3,
+        roots: vec![Root { r#use: RootUse::Signing, ..root(1, 100_000) }],
+        issuers: vec![issuer(2, 1, 0, 10_000, 100)],
+        rotation: None,
+        denied: Vec::new(),
+        last_rotation: None,
+        declined: None,
+    }
+}
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 

@@ -112,6 +112,38 @@ pub const ALERT_NAME: &str = "picket.alert.name";
 pub const ALERT_STATE: &str = "picket.alert.state";
 /// True where a text was cut at its limit.
 pub const TRUNCATED: &str = "picket.truncated";
+/// `issued` or `refused`.
+pub const ISSUANCE_RESULT: &str = "picket.issuance.result";
+/// SPIFFE ID in the certificate.
+pub const CERTIFICATE_IDENTITY: &str = "picket.certificate.identity";
+/// Serial number, hexadecimal.
+pub const CERTIFICATE_SERIAL: &str = "picket.certificate.serial";
+/// Last second of validity, RFC 3339.
+pub const CERTIFICATE_NOT_AFTER: &str = "picket.certificate.not_after";
+/// SHA-256 of the issuer's certificate.
+pub const CERTIFICATE_ISSUER: &str = "picket.certificate.issuer.sha256";
+/// SHA-256 of the public key (SubjectPublicKeyInfo).
+pub const CERTIFICATE_KEY: &str = "picket.certificate.key.sha256";
+/// Service account of the caller's token.
+pub const SERVICE_ACCOUNT: &str = "picket.service_account.name";
+/// Namespace of the caller's token.
+pub const K8S_NAMESPACE: &str = "k8s.namespace.name";
+/// Pod that the caller's token is bound to.
+pub const K8S_POD_NAME: &str = "k8s.pod.name";
+/// Its uid.
+pub const K8S_POD_UID: &str = "k8s.pod.uid";
+/// False where the caller's token is bound to no pod.
+pub const POD_BOUND: &str = "picket.pod.bound";
+/// What the alert is about, from a closed list.
+pub const ALERT_NAME: &str = "picket.alert.name";
+/// `firing` or `resolved`.
+pub const ALERT_STATE: &str = "picket.alert.state";
+/// Which one it is about, where there are several.
+pub const ALERT_SUBJECT: &str = "picket.alert.subject";
+/// The authority's clock, RFC 3339.
+pub const CLOCK_AUTHORITY: &str = "picket.clock.authority";
+/// The proxy's clock, RFC 3339.
+pub const CLOCK_PROXY: &str = "picket.clock.proxy";
 
 /// Names and meanings, in the order of the documented table.
 pub const ALL: &[(&str, &str)] = &[
@@ -173,9 +205,44 @@ pub const ALL: &[(&str, &str)] = &[
     (TRUNCATED, "true where a text was cut at its limit"),
 ];
 
+/// Names and meanings in `picket.issuance` and `picket.alert`, in the order of the documented table.
+pub const EVENTS: &[(&str, &str)] = &[
+    (ISSUANCE_RESULT, "`issued` or `refused`"),
+    (ERROR_TYPE, "why it was refused, from a closed list (the `reason` of the counter)"),
+    (DETAIL, "the chain of errors; of an alert, what there is to know"),
+    (CERTIFICATE_IDENTITY, "SPIFFE ID in the certificate"),
+    (CERTIFICATE_SERIAL, "serial number, hexadecimal"),
+    (CERTIFICATE_NOT_AFTER, "last second of validity, RFC 3339"),
+    (CERTIFICATE_ISSUER, "SHA-256 of the issuer's certificate"),
+    (CERTIFICATE_KEY, "SHA-256 of the public key (SubjectPublicKeyInfo)"),
+    (SERVICE_ACCOUNT, "service account of the caller's token"),
+    (K8S_NAMESPACE, "namespace of the caller's token"),
+    (K8S_POD_NAME, "pod that the caller's token is bound to"),
+    (K8S_POD_UID, "its uid"),
+    (POD_BOUND, "false where the caller's token is bound to no pod"),
+    (SOURCE_ADDRESS, "address of the caller"),
+    (SOURCE_PORT, "its port"),
+    (ALERT_NAME, "what the alert is about, from a closed list"),
+    (ALERT_STATE, "`firing` or `resolved`"),
+    (ALERT_SUBJECT, "which one it is about, where there are several"),
+    (CLOCK_AUTHORITY, "the authority's clock, RFC 3339"),
+    (CLOCK_PROXY, "the proxy's clock, RFC 3339"),
+    (LOG_RECORD_UID, "ULID of the record; the same in every copy"),
+    (TRUNCATED, "true where a text was cut at its limit"),
+];
+
+/// The documented table of events (docs/reference/events.md).
+pub fn events_table() -> String {
+    rows(EVENTS)
+}
+
 /// The documented table (docs/reference/records.md).
 pub fn table() -> String {
-    let rows = ALL.iter().map(|(name, meaning)| format!("| `{name}` | {meaning} |\n"));
+    rows(ALL)
+}
+
+fn rows(keys: &[(&str, &str)]) -> String {
+    let rows = keys.iter().map(|(name, meaning)| format!("| `{name}` | {meaning} |\n"));
     std::iter::once("| attribute | meaning |\n|---|---|\n".to_owned()).chain(rows).collect()
 }
 
@@ -185,5 +252,7 @@ mod tests {
     fn the_documented_table_is_fresh() {
         let page = include_str!("../../docs/reference/records.md");
         assert!(page.contains(&super::table()), "run: cargo run -p record --example reference");
+        let page = include_str!("../../docs/reference/events.md");
+        assert!(page.contains(&super::events_table()), "run: cargo run -p record --example reference");
     }
 }

@@ -136,10 +136,10 @@ impl Setting for NonZeroU16 {
     }
 }
 
-/// Written as whole numbers with units, `250ms`, `10s`, `5m`, `1h30m`; a number without a unit is refused.
+/// Written as whole numbers with units, `250ms`, `10s`, `5m`, `1h30m`, `30d`; a number without a unit is refused.
 impl Setting for Duration {
     fn expected() -> String {
-        "a duration such as 250ms, 10s, 5m or 24h".to_owned()
+        "a duration such as 250ms, 10s, 5m, 24h or 30d".to_owned()
     }
 
     fn from_scalar(scalar: Scalar<'_>) -> Option<Self> {
@@ -153,6 +153,7 @@ impl Setting for Duration {
                 "s" => 1000,
                 "m" => 60_000,
                 "h" => 3_600_000,
+                "d" => 86_400_000,
                 _ => return None,
             };
             total = total.checked_add(Self::from_millis(number.checked_mul(milliseconds)?))?;
@@ -276,7 +277,8 @@ mod tests {
         check("250ms", Some(Duration::from_millis(250)));
         check("1h30m", Some(Duration::from_secs(5400)));
         check("24h", Some(Duration::from_secs(86_400)));
-        for bad in ["", "10", "s", "10 s", "-1s", "1.5s", "1d", "99999999999999999999s", "18446744073709551615h"] {
+        check("30d", Some(Duration::from_secs(30 * 86_400)));
+        for bad in ["", "10", "s", "10 s", "-1s", "1.5s", "1w", "99999999999999999999s", "18446744073709551615h"] {
             check::<Duration>(bad, None);
         }
     }

@@ -89,7 +89,7 @@ fn each_bad_document_is_answered_with_its_mistake() {
         ),
         (
             "{trustDomain: a, outbound: {idleTimeout: 10}}",
-            &["outbound.idleTimeout: expected a duration such as 250ms, 10s, 5m or 24h, found 10"],
+            &["outbound.idleTimeout: expected a duration such as 250ms, 10s, 5m, 24h or 30d, found 10"],
         ),
         ("{trustDomain: a, plaintext: never}", &["plaintext: expected one of permissive, strict, found \"never\""]),
         (
@@ -127,10 +127,10 @@ fn each_bad_document_is_answered_with_its_mistake() {
 #[test]
 fn all_mistakes_are_reported_together() {
     check_mistakes(
-        "{trustdomain: a, outbound: {port: x, idleTimeout: 1d}, plaintext: off}",
+        "{trustdomain: a, outbound: {port: x, idleTimeout: 1w}, plaintext: off}",
         &[],
         &[
-            "outbound.idleTimeout: expected a duration such as 250ms, 10s, 5m or 24h, found \"1d\"",
+            "outbound.idleTimeout: expected a duration such as 250ms, 10s, 5m, 24h or 30d, found \"1w\"",
             "outbound.port: expected a whole number from 0 to 65535, found \"x\"",
             "plaintext: expected one of permissive, strict, found \"off\"",
             "trustDomain: missing, expected text",

@@ -10,6 +10,7 @@
 //! | TCP, Unix | `GET /readyz` | 200, or 503 with the reason |
 //! | TCP, Unix | `GET /metrics` | Prometheus text |
 //! | Unix | `GET`, `PUT` of a control such as `/log-level` | its value; 400 with the reason when it is refused |
+//! | Unix | `GET` or `POST` of an action, JSON in | what it answers, JSON out |
 
 use crate::log::LevelHandle;
 use bytes::Bytes;
@@ -23,6 +24,7 @@ use std::{
     net::SocketAddr,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    pin::Pin,
     sync::Arc,
     time::Duration,
 };
@@ -34,6 +36,8 @@ use tokio::{
 
 /// Longest body of a `PUT`, in bytes; a value is a word or a short list.
 const BODY_LIMIT_BYTES: usize = 1024;
+/// Longest body of a `POST`, in bytes.
+const ACTION_LIMIT_BYTES: usize = 16 * 1024;
 /// Pause after a failed accept (no descriptors left), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -59,13 +63,22 @@ type Ready = dyn Fn() -> Result<(), String> + Send + Sync;
 type Metrics = dyn Fn(&mut String) + Send + Sync;
 type Get = dyn Fn() -> String + Send + Sync;
 type Put = dyn Fn(&str) -> Result<(), String> + Send + Sync;
+type Act = dyn Fn(String) -> Pin<Box<dyn Future<Output = (StatusCode, String)> + Send>> + Send + Sync;
 
 /// What the server answers from.
 pub struct Admin {
     ready: Box<Ready>,
     metrics: Box<Metrics>,
     controls: Vec<Control>,
+    actions: Vec<Action>,
     limits: Limits,
+}
+
+/// Something that is done, or told, over the Unix socket.
+struct Action {
+    method: Method,
+    path: &'static str,
+    act: Box<Act>,
 }
 
 /// A value that can be read and set over the Unix socket.
@@ -90,7 +103,7 @@ impl Admin {
         metrics: impl Fn(&mut String) + Send + Sync + 'static,
     ) -> Self {
         let (ready, metrics) = (Box::new(ready), Box::new(metrics));
-        Self { ready, metrics, controls: Vec::new(), limits: Limits::default() }
+        Self { ready, metrics, controls: Vec::new(), actions: Vec::new(), limits: Limits::default() }
     }
 
     /// Adds `/log-level` to the Unix socket.
@@ -109,6 +122,22 @@ impl Admin {
         put: impl Fn(&str) -> Result<(), String> + Send + Sync + 'static,
     ) -> Self {
         self.controls.push(Control { path, get: Box::new(get), put: Box::new(put) });
+        self
+    }
+
+    /// Adds something that is done over the Unix socket: `act` gets the body and gives a status and JSON. It must not
+    /// block the thread, and takes no longer than a connection may ([`Limits::connection`]).
+    #[must_use]
+    pub fn with_action<F>(
+        mut self,
+        method: Method,
+        path: &'static str,
+        act: impl Fn(String) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = (StatusCode, String)> + Send + 'static,
+    {
+        self.actions.push(Action { method, path, act: Box::new(move |body| Box::pin(act(body))) });
         self
     }
 
@@ -147,7 +176,7 @@ pub enum Error {
 /// The bound listeners; [`Server::run`] serves them.
 #[derive(Debug)]
 pub struct Server {
-    tcp: TcpListener,
+    tcp: Option<TcpListener>,
     address: SocketAddr,
     unix: Option<Socket>,
 }
@@ -176,7 +205,16 @@ impl Server {
         let tcp = TcpListener::bind(address).await.map_err(refused)?;
         let address = tcp.local_addr().map_err(refused)?;
         let unix = socket.map(bind_unix).transpose()?;
-        Ok(Self { tcp, address, unix })
+        Ok(Self { tcp: Some(tcp), address, unix })
+    }
+
+    /// Binds the Unix socket only; its address over TCP is 0.0.0.0:0, nowhere.
+    ///
+    /// # Errors
+    /// When it cannot be bound.
+    pub fn on_socket(socket: &Path) -> Result<Self, Error> {
+        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        Ok(Self { tcp: None, address: nowhere, unix: Some(bind_unix(socket)?) })
     }
 
     /// The TCP address, with the port that the system chose when 0 was asked for.
@@ -190,7 +228,12 @@ impl Server {
     /// Dropping the future closes the listeners and every connection and removes the socket's file.
     pub async fn run(self, admin: Admin) {
         let admin = Arc::new(admin);
-        let over_tcp = serve(&admin, Reach::Read, || async { Ok(self.tcp.accept().await?.0) });
+        let over_tcp = async {
+            match &self.tcp {
+                Some(tcp) => serve(&admin, Reach::Read, || async { Ok(tcp.accept().await?.0) }).await,
+                None => std::future::pending().await,
+            }
+        };
         let over_unix = async {
             match &self.unix {
                 Some(unix) => serve(&admin, Reach::Change, || async { Ok(unix.listener.accept().await?.0) }).await,
@@ -269,6 +312,10 @@ async fn answer(admin: &Admin, reach: Reach, request: Request<Incoming>) -> Resp
     if let Some(control) = admin.controls.iter().find(|control| reach == Reach::Change && control.path == path) {
         return control.answer(request).await;
     }
+    let action = |action: &&Action| reach == Reach::Change && action.path == path && action.method == *request.method();
+    if let Some(action) = admin.actions.iter().find(action) {
+        return action.answer(request).await;
+    }
     if !matches!(path, "/livez" | "/readyz" | "/metrics") {
         return text(StatusCode::NOT_FOUND, "not found\n");
     }
@@ -308,6 +355,21 @@ impl Control {
             Ok(()) => text(StatusCode::OK, format!("{}\n", (self.get)())),
             Err(reason) => text(StatusCode::BAD_REQUEST, format!("{reason}\n")),
         }
+    }
+}
+
+impl Action {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let Ok(body) = Limited::new(request.into_body(), ACTION_LIMIT_BYTES).collect().await else {
+            return text(StatusCode::PAYLOAD_TOO_LARGE, format!("a request has at most {ACTION_LIMIT_BYTES} bytes\n"));
+        };
+        let Ok(body) = String::from_utf8(body.to_bytes().into()) else {
+            return text(StatusCode::BAD_REQUEST, "a request is UTF-8 text\n");
+        };
+        let (status, json) = (self.act)(body).await;
+        let mut response = text(status, json);
+        response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+        response
     }
 }
 

@@ -55,7 +55,14 @@ impl Rig {
         // The handle holds no subscriber, so the subscriber is leaked for the life of the test process.
         let (subscriber, level) = log::subscriber(Format::Text, "info", std::io::sink).unwrap();
         Box::leak(Box::new(subscriber));
-        let admin = Admin::new(readiness, metrics).with_log_level(level.clone()).with_limits(limits);
+        let shout = |body: String| async move {
+            let status = if body.is_empty() { StatusCode::CONFLICT } else { StatusCode::OK };
+            (status, body.to_uppercase())
+        };
+        let admin = Admin::new(readiness, metrics)
+            .with_log_level(level.clone())
+            .with_action(Method::POST, "/shout", shout)
+            .with_limits(limits);
         Self { address, socket, ready, level, server: tokio::spawn(server.run(admin)) }
     }
 
@@ -122,6 +129,28 @@ async fn the_log_level_is_changed_over_the_socket() {
     assert_eq!(rig.unix(Method::DELETE, "/log-level", "").await.0, StatusCode::METHOD_NOT_ALLOWED);
     assert_eq!(rig.level.get(), "debug");
     assert_eq!(rig.unix(Method::GET, "/livez", "").await.0, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn an_action_is_done_over_the_socket_only() {
+    let rig = Rig::start(Limits::default()).await;
+    assert_eq!(rig.unix(Method::POST, "/shout", "ok").await, (StatusCode::OK, "OK".into()));
+    assert_eq!(rig.unix(Method::POST, "/shout", "").await.0, StatusCode::CONFLICT);
+    assert_eq!(rig.unix(Method::POST, "/shout", &"x".repeat(17 << 10)).await.0, StatusCode::PAYLOAD_TOO_LARGE);
+    assert_eq!(rig.unix(Method::GET, "/shout", "").await.0, StatusCode::NOT_FOUND);
+    assert_eq!(rig.tcp(Method::POST, "/shout").await.0, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn the_socket_serves_without_tcp() {
+    let socket = std::env::temp_dir().join(format!("picket-admin-only-{}", std::process::id()));
+    let server = Server::on_socket(&socket).unwrap();
+    let served = tokio::spawn(server.run(Admin::new(|| Ok(()), |_: &mut String| {})));
+    let stream = UnixStream::connect(&socket).await.unwrap();
+    assert_eq!(exchange(stream, Method::GET, "/readyz", "").await, (StatusCode::OK, "ready\n".into()));
+    served.abort();
+    assert!(served.await.unwrap_err().is_cancelled());
+    assert!(!socket.exists());
 }
 
 #[tokio::test]

@@ -205,6 +205,14 @@ impl Process {
         kill_process(pid, signal).with_context(|| format!("cannot signal {}", self.name))
     }
 
+    /// Asks it to end (SIGTERM).
+    ///
+    /// # Errors
+    /// When the process has been reaped.
+    pub fn terminate(&self) -> Result<()> {
+        self.signal(Signal::TERM)
+    }
+
     /// Waits for its end.
     ///
     /// # Errors

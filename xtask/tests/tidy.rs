@@ -14,9 +14,9 @@ const LINES_MAX: usize = 600;
 
 /// Who may depend on whom: each crate with those of ours that it may name in `[dependencies]`.
 ///
-/// `proxy, ca → export, api, telemetry, settings → record, identity`; demo, testkit and integration may use
+/// `proxy, ca, cli → export, api, telemetry, settings → record, identity`; demo, testkit and integration may use
 /// anything but each other's tests, xtask nothing.
-const ARROWS: [(&str, &[&str]); 8] = [
+const ARROWS: [(&str, &[&str]); 9] = [
     ("record", &[]),
     ("identity", &[]),
     ("settings", &["record", "identity"]),
@@ -24,6 +24,7 @@ const ARROWS: [(&str, &[&str]); 8] = [
     ("telemetry", &["record", "identity"]),
     ("export", &["record", "identity"]),
     ("ca", &["export", "api", "telemetry", "settings", "record", "identity"]),
+    ("cli", &["export", "api", "telemetry", "settings", "record", "identity"]),
     ("proxy", &["export", "api", "telemetry", "settings", "record", "identity"]),
 ];
 

@@ -1,21 +1,45 @@
-//! Who asks: a pod's ServiceAccount token, verified against a local set of public keys.
+//! Attestation by a local set of public keys: tokens as Kubernetes projects them, verified without asking anybody.
 //!
-//! Promises: the algorithm comes from the key set and never from the token; issuer, audience, expiry and beginning are
-//! required; the subject is exactly `system:serviceaccount:<namespace>:<name>`; each refusal has its reason. No clock:
-//! the time is an argument. Leaves to others: what the caller may have (`policy`).
+//! Promises: ES256 and RS256 only, and the algorithm comes from the key set and never from the token; issuer, audience,
+//! expiry and beginning are required; a token that lives too long is refused; the subject is exactly
+//! `system:serviceaccount:<namespace>:<name>`; each refusal has its reason. The file is read again when its content
+//! changes, and a bad one changes nothing. No clock: the time is an argument.
 
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgorithm};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
 use serde::Deserialize;
 
+use super::{Attest, Caller, TokenError};
+
 /// A ServiceAccount token has about 1 KiB.
 const TOKEN_BYTES_MAX: usize = 16 << 10;
+/// A key set has some KiB.
+const FILE_BYTES_MAX: usize = 256 << 10;
 /// How far our clock and the token issuer's may be apart, in seconds.
 const LEEWAY_SECONDS: u64 = 30;
+/// An RSA key below this is broken with money.
+const RSA_BITS_MIN: usize = 2048;
 
 /// Why the key set cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeySetError {
+    /// The file cannot be read.
+    #[error("cannot read the key set {}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is too large.
+    #[error("the key set has {0} bytes, more than {FILE_BYTES_MAX}")]
+    TooLarge(usize),
     /// Not a JSON Web Key Set (RFC 7517).
     #[error("the key set is not a JSON Web Key Set")]
     Syntax(#[from] serde_json::Error),
@@ -25,9 +49,15 @@ pub enum KeySetError {
     /// A key has no `kid`.
     #[error("key {0} of the set has no `kid`")]
     NoKeyId(usize),
-    /// A key is not RSA, P-256 or P-384, or its `alg` is not a signature algorithm for such keys.
-    #[error("key `{0}` of the set is not for RS256, RS384, RS512, PS256, PS384, PS512, ES256 or ES384")]
+    /// Two keys have the same `kid`.
+    #[error("two keys of the set have the `kid` `{0}`")]
+    Twice(String),
+    /// A key is for neither of the two algorithms.
+    #[error("key `{0}` of the set is not for RS256 or ES256")]
     Algorithm(String),
+    /// An RSA key is too short.
+    #[error("key `{0}` of the set has fewer than {RSA_BITS_MIN} bits")]
+    Weak(String),
     /// A key cannot be read.
     #[error("key `{key_id}` of the set cannot be read")]
     Key {
@@ -39,85 +69,6 @@ pub enum KeySetError {
     },
 }
 
-/// Why a token was refused.
-#[derive(Debug, thiserror::Error)]
-pub enum TokenError {
-    /// The call had no `authorization: Bearer <token>`.
-    #[error("the call has no bearer token")]
-    Missing,
-    /// Longer than 16 KiB.
-    #[error("the token has {0} bytes, more than {TOKEN_BYTES_MAX}")]
-    TooLong(usize),
-    /// Not a JSON Web Token, or its claims have wrong types.
-    #[error("the token is malformed: {0}")]
-    Malformed(String),
-    /// Its `kid` is absent or not in the key set.
-    #[error("the token is signed with the key {0:?}, which is not in the key set")]
-    UnknownKey(Option<String>),
-    /// It names another algorithm than its key has.
-    #[error("the token says {found}, its key is for {expected:?}")]
-    Algorithm {
-        /// From the key set.
-        expected: Algorithm,
-        /// From the token.
-        found: String,
-    },
-    /// The signature is wrong.
-    #[error("the token's signature is wrong")]
-    Signature,
-    /// Of another issuer.
-    #[error("the token's issuer is {found:?}, expected was {expected:?}")]
-    Issuer {
-        /// From the configuration.
-        expected: String,
-        /// From the token.
-        found: String,
-    },
-    /// For another audience.
-    #[error("the token's audience is {found:?}, expected was {expected:?}")]
-    Audience {
-        /// From the configuration.
-        expected: String,
-        /// From the token.
-        found: Vec<String>,
-    },
-    /// Ended.
-    #[error("the token ended at {ended}, this machine's clock says {now} (seconds since 1970)")]
-    Expired {
-        /// `exp`.
-        ended: u64,
-        /// Our clock.
-        now: u64,
-    },
-    /// Not valid yet.
-    #[error("the token begins at {begins}, this machine's clock says {now} (seconds since 1970)")]
-    NotYetValid {
-        /// `nbf`.
-        begins: u64,
-        /// Our clock.
-        now: u64,
-    },
-    /// The subject is not a service account.
-    #[error("the token's subject {0:?} is not system:serviceaccount:<namespace>:<name>")]
-    Subject(String),
-    /// The subject and the Kubernetes claim disagree.
-    #[error("the token's subject and its kubernetes.io claim name different service accounts")]
-    Contradiction,
-}
-
-/// Who asks.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Caller {
-    /// The namespace of the service account.
-    pub namespace: String,
-    /// The service account.
-    pub service_account: String,
-    /// Name of the pod that the token is bound to.
-    pub pod: Option<String>,
-    /// Its uid.
-    pub pod_uid: Option<String>,
-}
-
 #[derive(Deserialize)]
 struct Claims {
     iss: String,
@@ -125,6 +76,7 @@ struct Claims {
     aud: OneOrMany,
     exp: u64,
     nbf: u64,
+    iat: Option<u64>,
     #[serde(rename = "kubernetes.io")]
     kubernetes: Option<Kubernetes>,
 }
@@ -155,46 +107,69 @@ struct Key {
     key: DecodingKey,
 }
 
-/// The keys, issuer and audience that tokens are checked against.
-pub struct Attestor {
-    keys: Vec<Key>,
-    issuer: String,
-    audience: String,
+/// What tokens are checked against, besides the keys.
+#[derive(Clone, Debug)]
+pub struct Expected {
+    /// `iss`.
+    pub issuer: String,
+    /// One of `aud`.
+    pub audience: String,
+    /// From `nbf` to `exp` at most.
+    pub lifetime_max: Duration,
+    /// Whether a token must be bound to a pod, by name and uid.
+    pub pod_required: bool,
 }
 
-impl Attestor {
-    /// Reads a JSON Web Key Set (RFC 7517).
+/// A key set in a file.
+pub struct KeySet {
+    path: PathBuf,
+    expected: Expected,
+    keys: ArcSwap<Vec<Key>>,
+    seen: Mutex<Vec<u8>>,
+}
+
+impl KeySet {
+    /// Reads the file.
     ///
     /// # Errors
-    /// See [`KeySetError`]; one bad key refuses the whole set.
-    pub fn new(key_set: &str, issuer: String, audience: String) -> Result<Self, KeySetError> {
-        let set: JwkSet = serde_json::from_str(key_set)?;
-        let keys =
-            set.keys.iter().enumerate().map(|(index, key)| read_key(index, key)).collect::<Result<Vec<_>, _>>()?;
-        if keys.is_empty() {
-            return Err(KeySetError::Empty);
-        }
-        Ok(Self { keys, issuer, audience })
+    /// See [`KeySetError`].
+    pub fn open(path: PathBuf, expected: Expected) -> Result<Self, KeySetError> {
+        let text = read_file(&path)?;
+        let keys = ArcSwap::from_pointee(read_keys(&text)?);
+        Ok(Self { path, expected, keys, seen: Mutex::new(text) })
     }
 
-    /// Verifies a token at `now` (seconds since 1970) and says whose it is.
+    /// Reads the file again; `true` when it was another one than before and is in use now.
     ///
     /// # Errors
-    /// See [`TokenError`].
-    pub fn attest(&self, token: &str, now: u64) -> Result<Caller, TokenError> {
+    /// See [`KeySetError`]; one bad key refuses the whole set, and the last good one stays in use.
+    pub fn reload(&self) -> Result<bool, KeySetError> {
+        let text = read_file(&self.path)?;
+        // The text is whole at any time.
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if *seen == text {
+            return Ok(false);
+        }
+        self.keys.store(std::sync::Arc::new(read_keys(&text)?));
+        *seen = text;
+        Ok(true)
+    }
+
+    fn check(&self, token: &str, now: u64) -> Result<Caller, TokenError> {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(TokenError::TooLong(token.len()));
         }
         let claims = self.verify_signature(token)?;
-        if claims.iss != self.issuer {
-            return Err(TokenError::Issuer { expected: self.issuer.clone(), found: claims.iss });
+        let expected = &self.expected;
+        if claims.iss != expected.issuer {
+            return Err(TokenError::Issuer { expected: expected.issuer.clone(), found: claims.iss });
         }
         let audiences = match claims.aud {
             OneOrMany::One(audience) => vec![audience],
             OneOrMany::Many(audiences) => audiences,
         };
-        if !audiences.contains(&self.audience) {
-            return Err(TokenError::Audience { expected: self.audience.clone(), found: audiences });
+        if !audiences.contains(&expected.audience) {
+            return Err(TokenError::Audience { expected: expected.audience.clone(), found: audiences });
         }
         if now >= claims.exp.saturating_add(LEEWAY_SECONDS) {
             return Err(TokenError::Expired { ended: claims.exp, now });
@@ -202,13 +177,28 @@ impl Attestor {
         if claims.nbf > now.saturating_add(LEEWAY_SECONDS) {
             return Err(TokenError::NotYetValid { begins: claims.nbf, now });
         }
-        caller(&claims.sub, claims.kubernetes)
+        let lifetime = claims.exp.saturating_sub(claims.iat.unwrap_or(claims.nbf).min(claims.nbf));
+        let limit = expected.lifetime_max.as_secs();
+        if lifetime > limit {
+            return Err(TokenError::TooLongLived { lifetime, limit });
+        }
+        let caller = caller(&claims.sub, claims.kubernetes)?;
+        match (&caller.pod, &caller.pod_uid) {
+            (Some(_), Some(_)) => Ok(caller),
+            _ if expected.pod_required => Err(TokenError::Unbound),
+            _ => Ok(caller),
+        }
     }
 
     fn verify_signature(&self, token: &str) -> Result<Claims, TokenError> {
         use jsonwebtoken::errors::ErrorKind;
         let header = decode_header(token).map_err(|error| TokenError::Malformed(error.to_string()))?;
-        let key = self.keys.iter().find(|key| Some(&key.id) == header.kid.as_ref());
+        if header.crit.is_some() {
+            // RFC 7515, section 4.1.11: what must be understood and is not.
+            return Err(TokenError::Malformed("its header has `crit`".into()));
+        }
+        let keys = self.keys.load();
+        let key = keys.iter().find(|key| Some(&key.id) == header.kid.as_ref());
         let key = key.ok_or(TokenError::UnknownKey(header.kid))?;
         if header.alg != key.algorithm {
             return Err(TokenError::Algorithm { expected: key.algorithm, found: format!("{:?}", header.alg) });
@@ -257,9 +247,33 @@ fn is_kubernetes_name(name: &str) -> bool {
         && bytes.iter().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.'))
 }
 
+fn read_file(path: &std::path::Path) -> Result<Vec<u8>, KeySetError> {
+    let text = std::fs::read(path).map_err(|source| KeySetError::Io { path: path.into(), source })?;
+    if text.len() > FILE_BYTES_MAX { Err(KeySetError::TooLarge(text.len())) } else { Ok(text) }
+}
+
+fn read_keys(text: &[u8]) -> Result<Vec<Key>, KeySetError> {
+    let set: JwkSet = serde_json::from_slice(text)?;
+    let mut keys: Vec<Key> = Vec::new();
+    for (index, key) in set.keys.iter().enumerate() {
+        let key = read_key(index, key)?;
+        if keys.iter().any(|other| other.id == key.id) {
+            return Err(KeySetError::Twice(key.id));
+        }
+        keys.push(key);
+    }
+    if keys.is_empty() { Err(KeySetError::Empty) } else { Ok(keys) }
+}
+
 fn read_key(index: usize, key: &Jwk) -> Result<Key, KeySetError> {
     let id = key.common.key_id.clone().ok_or(KeySetError::NoKeyId(index))?;
     let algorithm = algorithm(key).ok_or_else(|| KeySetError::Algorithm(id.clone()))?;
+    if let AlgorithmParameters::RSA(rsa) = &key.algorithm
+        // Six bits for each character of base64url; leading zeros are no bits of a key.
+        && rsa.n.trim_start_matches('A').len() * 6 < RSA_BITS_MIN
+    {
+        return Err(KeySetError::Weak(id));
+    }
     let read = DecodingKey::from_jwk(key).map_err(|source| KeySetError::Key { key_id: id.clone(), source })?;
     Ok(Key { id, algorithm, key: read })
 }
@@ -268,12 +282,9 @@ fn read_key(index: usize, key: &Jwk) -> Result<Key, KeySetError> {
 fn algorithm(key: &Jwk) -> Option<Algorithm> {
     let named = key.common.key_algorithm;
     match &key.algorithm {
-        AlgorithmParameters::RSA(_) => rsa_algorithm(named.unwrap_or(KeyAlgorithm::RS256)),
+        AlgorithmParameters::RSA(_) => matches!(named, None | Some(KeyAlgorithm::RS256)).then_some(Algorithm::RS256),
         AlgorithmParameters::EllipticCurve(curve) if curve.curve == EllipticCurve::P256 => {
             matches!(named, None | Some(KeyAlgorithm::ES256)).then_some(Algorithm::ES256)
-        }
-        AlgorithmParameters::EllipticCurve(curve) if curve.curve == EllipticCurve::P384 => {
-            matches!(named, None | Some(KeyAlgorithm::ES384)).then_some(Algorithm::ES384)
         }
         AlgorithmParameters::EllipticCurve(_)
         | AlgorithmParameters::OctetKey(_)
@@ -281,22 +292,17 @@ fn algorithm(key: &Jwk) -> Option<Algorithm> {
     }
 }
 
-fn rsa_algorithm(named: KeyAlgorithm) -> Option<Algorithm> {
-    [
-        (KeyAlgorithm::RS256, Algorithm::RS256),
-        (KeyAlgorithm::RS384, Algorithm::RS384),
-        (KeyAlgorithm::RS512, Algorithm::RS512),
-        (KeyAlgorithm::PS256, Algorithm::PS256),
-        (KeyAlgorithm::PS384, Algorithm::PS384),
-        (KeyAlgorithm::PS512, Algorithm::PS512),
-    ]
-    .into_iter()
-    .find_map(|(name, algorithm)| (name == named).then_some(algorithm))
+#[tonic::async_trait]
+impl Attest for KeySet {
+    async fn attest(&self, token: &str, now: u64) -> Result<Caller, TokenError> {
+        self.check(token, now)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::test_support::Scratch;
     use crate::token::{Claim, TokenKey};
     use jsonwebtoken::{EncodingKey, Header};
     use serde_json::{Value, json};
@@ -313,8 +319,35 @@ mod tests {
         })
     }
 
+    fn expected() -> Expected {
+        Expected {
+            issuer: "https://issuer".into(),
+            audience: "picket-ca".into(),
+            lifetime_max: Duration::from_secs(3600),
+            pod_required: true,
+        }
+    }
+
+    struct Attestor {
+        set: KeySet,
+        scratch: Scratch,
+    }
+
+    impl Attestor {
+        fn attest(&self, token: &str, now: u64) -> Result<Caller, TokenError> {
+            self.set.check(token, now)
+        }
+
+        fn write(&self, text: &str) {
+            std::fs::write(self.scratch.path().join("jwks.json"), text).unwrap();
+        }
+    }
+
     fn attestor(key: &TokenKey) -> Attestor {
-        Attestor::new(&key.key_set(), "https://issuer".into(), "picket-ca".into()).unwrap()
+        let scratch = Scratch::new();
+        let path = scratch.path().join("jwks.json");
+        std::fs::write(&path, key.key_set()).unwrap();
+        Attestor { set: KeySet::open(path, expected()).unwrap(), scratch }
     }
 
     fn changed(name: &str, value: Value) -> TokenError {
@@ -344,7 +377,7 @@ mod tests {
             pod: Some("web-0"),
             pod_uid: Some("2"),
             issued: NOW,
-            lifetime: std::time::Duration::from_secs(60),
+            lifetime: Duration::from_secs(60),
         };
         let token = key.issue(&claim).unwrap();
         assert_eq!(attestor(&key).attest(&token, NOW).unwrap(), expected);
@@ -366,6 +399,44 @@ mod tests {
         assert!(matches!(changed("exp", json!(-1)), TokenError::Malformed(_)));
         let other = json!({ "namespace": "prod", "serviceaccount": { "name": "web" } });
         assert!(matches!(changed("kubernetes.io", other), TokenError::Contradiction));
+        assert!(matches!(changed("exp", json!(NOW + 3591)), TokenError::TooLongLived { lifetime: 3601, limit: 3600 }));
+        assert!(matches!(changed("iat", json!(NOW - 3500)), TokenError::TooLongLived { .. }), "issued long before");
+        assert!(matches!(changed("nbf", json!(0)), TokenError::TooLongLived { .. }));
+    }
+
+    #[test]
+    fn a_token_that_no_pod_is_bound_to_is_refused_unless_asked_for() {
+        let bound = |pod| json!({ "namespace": "demo", "serviceaccount": { "name": "web" }, "pod": pod });
+        for kubernetes in [Value::Null, bound(Value::Null), bound(json!({ "name": "web-0" }))] {
+            assert!(matches!(changed("kubernetes.io", kubernetes), TokenError::Unbound));
+        }
+        let key = TokenKey::generate().unwrap();
+        let mut attestor = attestor(&key);
+        attestor.set.expected.pod_required = false;
+        let mut claims = claims();
+        claims.as_object_mut().unwrap().remove("kubernetes.io");
+        let caller = attestor.attest(&key.sign(&claims).unwrap(), NOW).unwrap();
+        assert_eq!((caller.service_account.as_str(), caller.pod), ("web", None));
+    }
+
+    #[test]
+    fn the_file_is_followed_by_content_and_a_bad_one_changes_nothing() {
+        let (one, two) = (TokenKey::generate().unwrap(), TokenKey::generate().unwrap());
+        let attestor = attestor(&one);
+        let works = |key: &TokenKey| attestor.attest(&key.sign(&claims()).unwrap(), NOW).is_ok();
+        assert!(!attestor.set.reload().unwrap());
+        for (key, other) in [(&two, &one), (&one, &two), (&two, &one)] {
+            attestor.write(&key.key_set());
+            assert!(attestor.set.reload().unwrap());
+            assert!(works(key) && !works(other));
+        }
+        attestor.write("{}");
+        assert!(attestor.set.reload().is_err());
+        assert!(attestor.set.reload().is_err(), "said for as long as it is so");
+        assert!(works(&two));
+        std::fs::remove_file(attestor.scratch.path().join("jwks.json")).unwrap();
+        assert!(matches!(attestor.set.reload(), Err(KeySetError::Io { .. })));
+        assert!(works(&two));
     }
 
     #[test]
@@ -438,10 +509,24 @@ mod tests {
 
     #[test]
     fn key_sets_that_cannot_be_used_are_refused() {
-        let read = |text: &str| Attestor::new(text, String::new(), String::new()).err().unwrap();
+        let read = |text: &str| read_keys(text.as_bytes()).err().unwrap();
         assert!(matches!(read("{"), KeySetError::Syntax(_)));
         assert!(matches!(read(r#"{"keys":[]}"#), KeySetError::Empty));
         assert!(matches!(read(r#"{"keys":[{"kty":"oct","k":"AAAA","kid":"a"}]}"#), KeySetError::Algorithm(_)));
         assert!(matches!(read(r#"{"keys":[{"kty":"RSA","n":"AQAB","e":"AQAB"}]}"#), KeySetError::NoKeyId(0)));
+        let rsa = |alg: &str, characters: usize| {
+            let n = "g".repeat(characters);
+            format!(r#"{{"keys":[{{"kty":"RSA","n":"{n}","e":"AQAB","kid":"a","alg":"{alg}"}}]}}"#)
+        };
+        for alg in ["RS384", "RS512", "PS256", "PS512"] {
+            assert!(matches!(read(&rsa(alg, 342)), KeySetError::Algorithm(_)), "{alg}");
+        }
+        assert!(matches!(read(&rsa("RS256", 171)), KeySetError::Weak(_)));
+        assert!(matches!(read(&rsa("RS256", 86)), KeySetError::Weak(_)), "512 bits");
+        assert_eq!(read_keys(rsa("RS256", 342).as_bytes()).unwrap().len(), 1);
+        let key = TokenKey::generate().unwrap().key_set();
+        let twice = key.replace("[{", "[{}, {").replace("{}", key.split_once('[').unwrap().1.trim_end_matches("]}"));
+        assert!(matches!(read(&twice), KeySetError::Twice(_)), "{twice}");
+        assert!(matches!(read(&key.replace("P-256", "P-384")), KeySetError::Algorithm(_)));
     }
 }
