@@ -246,8 +246,12 @@ impl Account {
 
     /// The peer of this connection, at either end, that is denied.
     pub fn denial(&self, denied: &DenyList) -> Option<(SpiffeId, Denial)> {
-        denial(self.client.borrow().as_ref(), denied)
-            .or_else(|| self.upstream.borrow().as_ref().and_then(|upstream| upstream.denial(denied)))
+        // A connection of HTTP/2 has many servers; those that are denied are cut by themselves.
+        let one_server = self.facts.borrow().protocol != Protocol::Http2;
+        denial(self.client.borrow().as_ref(), denied).or_else(|| {
+            let upstream = self.upstream.borrow();
+            upstream.as_ref().filter(|_| one_server).and_then(|upstream| upstream.denial(denied))
+        })
     }
 
     /// Counts bytes of content that have come, and notes when the first came from the server.
@@ -445,10 +449,14 @@ impl RequestAccount {
         }
         let cut = self.connection.cut.borrow().clone();
         let (code, detail) = cut.as_ref().map_or((code, detail), |(code, detail)| (*code, Some(detail.as_str())));
-        if let Some(upstream) = &self.upstream {
-            self.connection.note_upstream(upstream);
-        }
-        let context = self.connection.context();
+        let context = match &self.upstream {
+            Some(upstream) => {
+                self.connection.note_upstream(upstream);
+                self.connection.context()
+            }
+            // What reached no server must not name that of the request before.
+            None => Rc::new(self.connection.facts.borrow().encode(None)),
+        };
         let journal = &self.connection.journal;
         let duration = self.started.elapsed();
         journal.metrics.request(self.connection.direction, self.status.get(), code);

@@ -16,6 +16,8 @@ use crate::discover::Endpoint;
 
 /// Endpoints that one worker remembers; beyond, all are forgotten.
 const ENDPOINTS_MAX: usize = 16 * 1024;
+/// A latency counts for a third after this time.
+const MEMORY: Duration = Duration::from_secs(10);
 const EJECTION_MIN: Duration = Duration::from_secs(1);
 const EJECTION_MAX: Duration = Duration::from_secs(60);
 
@@ -23,8 +25,18 @@ const EJECTION_MAX: Duration = Duration::from_secs(60);
 struct Load {
     in_flight: u32,
     latency_seconds: f64,
+    measured: Option<Instant>,
     failures: u32,
     out_until: Option<Instant>,
+}
+
+impl Load {
+    /// The latency as far as it still counts: one slow answer, or one long stream, must not keep an endpoint away for
+    /// ever, and it is only measured when the endpoint is picked.
+    fn latency_at(&self, now: Instant) -> f64 {
+        let age = self.measured.map_or(Duration::ZERO, |measured| now.saturating_duration_since(measured));
+        self.latency_seconds * (-age.as_secs_f64() / MEMORY.as_secs_f64()).exp()
+    }
 }
 
 /// What one worker knows of the endpoints it uses.
@@ -66,7 +78,7 @@ impl Balancer {
                 let second = (first + 1 + self.random_below(n - 1)) % n;
                 let cost = |at: usize| {
                     let load = load(candidates[at]);
-                    load.latency_seconds.max(1e-6) * f64::from(load.in_flight + 1)
+                    load.latency_at(now).max(1e-6) * f64::from(load.in_flight + 1)
                 };
                 candidates[if cost(second) < cost(first) { second } else { first }]
             }
@@ -113,11 +125,13 @@ impl Balancer {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        let taken = self.started.elapsed().as_secs_f64();
+        let now = Instant::now();
+        let taken = now.saturating_duration_since(self.started).as_secs_f64();
         self.balancer.change(self.address, |load| {
             load.in_flight = load.in_flight.saturating_sub(1);
-            load.latency_seconds =
-                if taken > load.latency_seconds { taken } else { load.latency_seconds * 0.9 + taken * 0.1 };
+            let before = load.latency_at(now);
+            load.latency_seconds = if taken > before { taken } else { before * 0.9 + taken * 0.1 };
+            load.measured = Some(now);
         });
     }
 }
@@ -149,6 +163,22 @@ mod tests {
         let held: Vec<_> = (0..20).filter_map(|_| balancer.pick(&endpoints, &[], now)).collect();
         let first = held.iter().filter(|(endpoint, _)| endpoint.address.port() == 1).count();
         assert!((8..=12).contains(&first), "{first} of 20 went to the first of two equal endpoints");
+    }
+
+    #[test]
+    fn one_long_stream_does_not_keep_an_endpoint_away() {
+        let (balancer, now) = (Rc::new(Balancer::default()), Instant::now());
+        let endpoints = [endpoint(1), endpoint(2)];
+        let Some(hour_ago) = now.checked_sub(Duration::from_secs(3600)) else { return };
+        drop(balancer.pick(&endpoints[..1], &[], hour_ago));
+        let later = now + Duration::from_secs(300);
+        let picks = (0..1000).filter(|_| {
+            let (chosen, in_flight) = balancer.pick(&endpoints, &[], later).unwrap();
+            // Only the choice counts here, not how long it took.
+            std::mem::forget(in_flight);
+            chosen.address.port() == 1
+        });
+        assert!(picks.count() > 300);
     }
 
     #[test]

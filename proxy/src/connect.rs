@@ -23,7 +23,7 @@ use tokio_rustls::TlsConnector;
 use crate::{
     account::{TlsFacts, Upstream},
     balance::{Balancer, InFlight},
-    discover::{Destination, Endpoint},
+    discover::{Destination, Discovery, Endpoint, FileDiscovery},
     error::ConnectionError,
     stream::{Prefixed, Stream},
 };
@@ -32,6 +32,9 @@ use crate::{
 const IDLE_MAX: usize = 64;
 /// How long one is kept: well below the keep-alive time that the proxy at its other end allows.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
+/// How long a peer may take nothing of what waits for it (RFC 5482; the kernel ends the connection, also when the peer
+/// still answers that it has no room).
+const STALL_TIMEOUT: Duration = Duration::from_secs(300);
 /// Endpoints that are tried for one connection.
 pub const ATTEMPTS_MAX: usize = 3;
 /// TLS settings kept per worker, one for each identity and protocol.
@@ -41,9 +44,28 @@ const TLS_CONFIGS_MAX: usize = 4096;
 #[derive(Debug, Clone)]
 pub enum Target {
     /// To an endpoint that discovery names.
-    Discovered(Destination),
+    Discovered(Discovered),
     /// To this address and no other, in clear: our own workload, or somewhere outside the mesh.
     Address(SocketAddr, Decision, &'static str),
+}
+
+/// A destination as discovery knew it when the client dialled, and the way to what it knows now.
+#[derive(Debug, Clone)]
+pub struct Discovered {
+    /// Where the client wanted to go.
+    pub original: SocketAddr,
+    /// What was there.
+    pub destination: Destination,
+    /// Who knows what is there now.
+    pub discovery: Arc<FileDiscovery>,
+}
+
+impl Discovered {
+    /// What is there now: a client's connection may outlive the endpoints that it began with. What was known last, if
+    /// discovery knows nothing of it any more.
+    pub fn now(&self) -> Destination {
+        self.discovery.snapshot().lookup(self.original).unwrap_or_else(|| self.destination.clone())
+    }
 }
 
 /// A connection to a server, ready for use.
@@ -151,12 +173,12 @@ impl Connector {
             Target::Address(address, decision, reason) => {
                 return self.plain(*address, None, None, *decision, reason).await;
             }
-            Target::Discovered(destination) => destination,
+            Target::Discovered(discovered) => discovered.now(),
         };
         let mut tried = Vec::new();
-        let mut last = ConnectionError::NoEndpoint(service_of(destination));
+        let mut last = ConnectionError::NoEndpoint(service_of(&destination));
         while tried.len() < ATTEMPTS_MAX {
-            let Some((endpoint, in_flight)) = self.pick(destination, &tried) else { break };
+            let Some((endpoint, in_flight)) = self.pick(&destination, &tried) else { break };
             if reuse && let Some(mut connected) = self.kept(&endpoint) {
                 connected.in_flight = Some(in_flight);
                 return Ok(connected);
@@ -328,7 +350,7 @@ fn is_open(connected: &mut Connected) -> bool {
     matches!(connected.stream.poll_read_with(&mut context, |_, _| ()), Poll::Pending)
 }
 
-/// No delay for small writes; a peer that vanished is noticed within two minutes. What a listener is told holds for the
+/// No delay for small writes; a peer that vanished, or takes nothing, is noticed within five minutes. What a listener is told holds for the
 /// connections that it accepts, too (tcp(7): options are inherited).
 pub fn tune<'a>(socket: impl Into<SockRef<'a>>) {
     let keepalive =
@@ -337,6 +359,7 @@ pub fn tune<'a>(socket: impl Into<SockRef<'a>>) {
     // A socket that refuses an option is about to fail by itself; its reader reports that.
     let _delay = socket.set_tcp_nodelay(true);
     let _keepalive = socket.set_tcp_keepalive(&keepalive);
+    let _stall = socket.set_tcp_user_timeout(Some(STALL_TIMEOUT));
 }
 
 /// What a session agreed on, under the names of the IANA registries.

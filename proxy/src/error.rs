@@ -1,6 +1,6 @@
 //! Everything that can end a connection other than its two sides, and the single mapping to a stable code.
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, sync::Arc};
 
 use identity::{Denial, PeerError, SpiffeId, Unusable};
 use record::{ClosedBy, Code, Direction, Side, Step};
@@ -46,6 +46,9 @@ pub enum ConnectionError {
     /// The server ended HTTP/2 because of our certificate.
     #[error("the peer did not accept our certificate")]
     RefusedByPeer,
+    /// The same attempt, made for several requests, failed for all of them.
+    #[error(transparent)]
+    Shared(Arc<ConnectionError>),
     /// The service has no endpoint of this address family.
     #[error("{0} has no endpoint")]
     NoEndpoint(String),
@@ -118,6 +121,7 @@ impl ConnectionError {
             Self::PlaintextRefused => Code::PlaintextRefused,
             Self::Denied(..) => Code::PeerDenied,
             Self::RefusedByPeer => Code::PeerRefusedUs,
+            Self::Shared(error) => error.code(),
             Self::NoEndpoint(_) => Code::NoEndpoint,
             Self::CredentialsUnavailable(_) => Code::CredentialsUnavailable,
             Self::Connect(_, error) => connect_code(error),

@@ -3,14 +3,14 @@
 //! Discovery is asked first: it knows the service, who answers for it, and often the protocol. What it does not know is
 //! outside the mesh, goes where the client wanted, and is recorded as such.
 
-use std::rc::Rc;
+use std::{rc::Rc, sync::Arc};
 
 use record::{ClosedBy, Decision, DetectedBy, EstablishedBy, Protocol};
 use tokio::net::TcpStream;
 
 use crate::{
     account::Account,
-    connect::Target,
+    connect::{Discovered, Target},
     detect::{self, Opening},
     discover::{AppProtocol, Discovery},
     error::ConnectionError,
@@ -61,7 +61,8 @@ fn discover(worker: &Worker, account: &Account) -> (Target, Option<AppProtocol>)
     match destination {
         Some(destination) => {
             let hint = destination.protocol;
-            (Target::Discovered(destination), hint)
+            let (original, discovery) = (account.destination(), Arc::clone(&worker.discovery));
+            (Target::Discovered(Discovered { original, destination, discovery }), hint)
         }
         None => {
             let reason = "discovery does not know the destination";

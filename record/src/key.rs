@@ -106,10 +106,6 @@ pub const DURATION: &str = "picket.duration";
 pub const REQUESTS: &str = "picket.connection.requests";
 /// Protocol that the connection switched to.
 pub const UPGRADED: &str = "picket.upgraded";
-/// Which alert.
-pub const ALERT_NAME: &str = "picket.alert.name";
-/// `firing` or `resolved`.
-pub const ALERT_STATE: &str = "picket.alert.state";
 /// True where a text was cut at its limit.
 pub const TRUNCATED: &str = "picket.truncated";
 /// `issued` or `refused`.
@@ -200,8 +196,6 @@ pub const ALL: &[(&str, &str)] = &[
     (DURATION, "seconds in all"),
     (REQUESTS, "requests on the connection"),
     (UPGRADED, "protocol that the connection switched to"),
-    (ALERT_NAME, "which alert"),
-    (ALERT_STATE, "`firing` or `resolved`"),
     (TRUNCATED, "true where a text was cut at its limit"),
 ];
 

@@ -10,7 +10,7 @@ use h2::{Reason, RecvStream, SendStream, client::ResponseFuture, server::SendRes
 use http::{HeaderMap, Request, Response, header};
 use record::{Code, HttpVersion};
 
-use super::servers::Lease;
+use super::{Ending, servers::Lease};
 use crate::{
     account::{End, RequestAccount},
     error::ConnectionError,
@@ -70,24 +70,25 @@ impl From<Refusal> for Cut {
 }
 
 /// Opens the account of one request, forwards it, and finishes the account.
-pub(super) async fn exchange(hop: Rc<Hop>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+pub(super) async fn exchange(hop: Rc<Hop>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) -> Ending {
     let hop = &*hop;
     let mut account = open(hop, &request);
     let result = match check(hop, &request) {
         Ok(()) => forward(hop, request, &mut respond, &mut account).await,
         Err(refusal) => Err(Cut::from(refusal)),
     };
-    match result {
-        Ok(()) => account.finish(Code::Ok, None),
-        Err(Cut { code, detail, reason, .. }) => {
-            if !account.is_answered() && code != Code::RequestCanceled {
-                answer(&mut respond, &mut account, code);
-            } else {
-                respond.send_reset(reason);
-            }
-            account.finish(code, Some(&detail));
-        }
+    let Err(Cut { code, detail, reason, .. }) = result else {
+        account.finish(Code::Ok, None);
+        return Ending::Other;
+    };
+    let canceled = !account.is_answered() && code == Code::RequestCanceled;
+    if account.is_answered() || canceled {
+        respond.send_reset(reason);
+    } else {
+        answer(&mut respond, &mut account, code);
     }
+    account.finish(code, Some(&detail));
+    if canceled { Ending::Canceled } else { Ending::Other }
 }
 
 fn open(hop: &Hop, request: &Request<RecvStream>) -> RequestAccount {
@@ -133,16 +134,18 @@ fn answer(respond: &mut SendResponse<Bytes>, account: &mut RequestAccount, code:
     *response.status_mut() = http::StatusCode::from_u16(if account.is_grpc { 200 } else { status }).unwrap_or_default();
     let headers = response.headers_mut();
     headers.insert("picket-error", http::HeaderValue::from_static(code.as_str()));
-    if account.is_grpc {
-        let grpc_status = grpc_status_for(status);
+    let grpc_status = account.is_grpc.then(|| grpc_status_for(status));
+    if let Some(grpc_status) = grpc_status {
         headers.insert("content-type", http::HeaderValue::from_static("application/grpc"));
         headers.insert("grpc-status", http::HeaderValue::from(grpc_status));
         headers.insert("grpc-message", http::HeaderValue::from_static(code.as_str()));
-        account.grpc_status.set(Some(grpc_status));
     }
-    account.status.set(Some(response.status().as_u16()));
-    // A client that has gone meanwhile needs no answer.
-    let _sent = respond.send_response(response, true);
+    let status = response.status().as_u16();
+    // A client that has gone meanwhile needs no answer, and its record names none.
+    if respond.send_response(response, true).is_ok() {
+        account.status.set(Some(status));
+        account.grpc_status.set(grpc_status);
+    }
 }
 
 /// The gRPC status for an HTTP status, as in gRPC's "HTTP to gRPC Status Code Mapping"; 431 is a 400 to gRPC.
@@ -183,7 +186,11 @@ async fn send(
     respond: &mut SendResponse<Bytes>,
     account: &mut RequestAccount,
 ) -> Result<(), Cut> {
-    let mut lease = hop.servers.lease(&hop.connector, &hop.target).await?;
+    let mut lease = tokio::select! {
+        lease = hop.servers.lease(&hop.connector, &hop.target) => lease?,
+        // Who gave up does not keep a place in the queue for a connection.
+        reset = poll_fn(|cx| respond.poll_reset(cx)) => return Err(reset_by_client(reset)),
+    };
     account.note_upstream(lease.upstream());
     let (response, mut to_server) = lease.send.send_request(head, ends).map_err(|error| lease.gone(error))?;
     let account = &*account;

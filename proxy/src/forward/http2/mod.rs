@@ -6,6 +6,8 @@
 mod gather;
 mod servers;
 mod exchange;
+#[cfg(test)]
+mod tests;
 
 use std::{
     cell::Cell,
@@ -18,7 +20,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use h2::server::Connection;
+use h2::{Reason, server::Connection};
 use record::ClosedBy;
 use tokio::{
     sync::Notify,
@@ -38,9 +40,15 @@ const STREAMS_MAX: u32 = 250;
 /// Bytes of fields, each counted with 32 more (RFC 9113 section 6.5.2), that h2 takes. Twice what a request may have, so
 /// that one over its limit gets our own answer and record; beyond, h2 answers 431 by itself.
 const HEADER_LIST_BYTES_MAX: u32 = 128 * 1024;
-/// Window of a stream and of a connection, in bytes.
-const STREAM_WINDOW: u32 = 256 * 1024;
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Window of a stream, in bytes.
+const STREAM_WINDOW: u32 = 64 * 1024;
+/// Window of a client's connection, in bytes: what one client may have waiting here.
+const CLIENT_WINDOW: u32 = 1024 * 1024;
+/// Requests that a client may give up before their answer, beyond those that were answered (CVE-2023-44487): each has
+/// cost a server something already.
+const CANCELED_MAX: u64 = 200;
+/// How long a client may take to go once it takes no more requests and has none open.
+const LINGER: Duration = Duration::from_secs(2);
 /// Bytes that wait in one stream's send buffer.
 const SEND_BUFFER_MAX: usize = 64 * 1024;
 /// Streams that a client may reset before we took them.
@@ -61,7 +69,7 @@ pub async fn serve(hop: &Hop, client: Stream) -> Result<ClosedBy, ConnectionErro
         .max_concurrent_streams(STREAMS_MAX)
         .max_header_list_size(HEADER_LIST_BYTES_MAX)
         .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_connection_window_size(CLIENT_WINDOW)
         .max_send_buffer_size(SEND_BUFFER_MAX)
         .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
         .max_local_error_reset_streams(Some(LOCAL_RESETS_MAX));
@@ -73,8 +81,16 @@ pub async fn serve(hop: &Hop, client: Stream) -> Result<ClosedBy, ConnectionErro
     let streams = Rc::new(Streams::default());
     let idle = Box::pin(sleep(hop.keep_alive_timeout));
     let limit = hop.keep_alive_timeout;
-    let mut session =
-        Session { hop: Rc::new(hop.clone()), connection, turn, streams: Rc::clone(&streams), idle, limit, end: None };
+    let mut session = Session {
+        hop: Rc::new(hop.clone()),
+        connection,
+        turn,
+        streams: Rc::clone(&streams),
+        idle,
+        limit,
+        end: None,
+        flooded: false,
+    };
     let mut drain = hop.drain.clone();
     let mut stopping = std::pin::pin!(drain.wait());
     let ended = poll_fn(|cx| {
@@ -87,6 +103,7 @@ pub async fn serve(hop: &Hop, client: Stream) -> Result<ClosedBy, ConnectionErro
     // Streams that are still here find their connection gone and finish their records.
     streams.wait().await;
     match ended {
+        _ if session.flooded => Err(ConnectionError::ClientHttp2(Reason::ENHANCE_YOUR_CALM.into())),
         Ok(()) => Ok(session.end.unwrap_or(ClosedBy::Client)),
         Err(error) if error.get_io().is_some_and(is_end) => Ok(ClosedBy::Client),
         Err(error) => Err(ConnectionError::ClientHttp2(error)),
@@ -107,6 +124,8 @@ struct Session {
     limit: Duration,
     /// Who ended it, once it takes no more requests.
     end: Option<ClosedBy>,
+    /// It gave up too many requests.
+    flooded: bool,
 }
 
 impl Session {
@@ -114,23 +133,36 @@ impl Session {
     fn close(&mut self, by: ClosedBy) {
         self.end = Some(by);
         self.connection.graceful_shutdown();
+        self.idle.as_mut().reset(tokio::time::Instant::now() + LINGER);
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
         self.turn.begin();
-        if self.end.is_none() && self.idle.as_mut().poll(cx).is_ready() {
-            match self.streams.idle_for() {
-                Some(idle) if idle >= self.limit => self.close(ClosedBy::Us),
-                Some(idle) => self.wait_again(cx, self.limit - idle),
-                None => self.wait_again(cx, self.limit),
+        if !self.flooded && self.streams.is_flood() {
+            self.flooded = true;
+            self.end = Some(ClosedBy::Us);
+            self.connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+            self.idle.as_mut().reset(tokio::time::Instant::now() + LINGER);
+        }
+        if self.idle.as_mut().poll(cx).is_ready() {
+            match (self.end, self.streams.idle_for()) {
+                // It had its time to go; what it does not read, it does not get.
+                (Some(_), idle) if idle.is_some() || self.flooded => return Poll::Ready(Ok(())),
+                (Some(_), _) => self.wait_again(cx, LINGER),
+                (None, Some(idle)) if idle >= self.limit => {
+                    self.close(ClosedBy::Us);
+                    self.wait_again(cx, LINGER);
+                }
+                (None, Some(idle)) => self.wait_again(cx, self.limit - idle),
+                (None, None) => self.wait_again(cx, self.limit),
             }
         }
         while let Some(accepted) = ready!(self.connection.poll_accept(cx)) {
             let (request, respond) = accepted?;
             let (hop, open) = (Rc::clone(&self.hop), Open::new(&self.streams));
             tokio::task::spawn_local(async move {
-                exchange(hop, request, respond).await;
-                drop(open);
+                let ending = exchange(hop, request, respond).await;
+                open.ended(ending);
             });
         }
         Poll::Ready(Ok(()))
@@ -148,13 +180,28 @@ impl Session {
 struct Streams {
     open: Cell<usize>,
     used: Cell<Option<Instant>>,
+    /// Given up before their answer, less those that were answered.
+    canceled: Cell<u64>,
     done: Notify,
+}
+
+/// How a request ended, as far as the connection minds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// The client gave it up before its answer.
+    Canceled,
+    /// In any other way.
+    Other,
 }
 
 impl Streams {
     /// How long there was none; `None` while there is one.
     fn idle_for(&self) -> Option<Duration> {
         (self.open.get() == 0).then(|| self.used.get().map_or(Duration::MAX, |used| used.elapsed()))
+    }
+
+    fn is_flood(&self) -> bool {
+        self.canceled.get() > CANCELED_MAX
     }
 
     async fn wait(&self) {
@@ -172,6 +219,14 @@ impl Open {
     fn new(streams: &Rc<Streams>) -> Self {
         streams.open.set(streams.open.get() + 1);
         Self(Rc::clone(streams))
+    }
+
+    fn ended(self, ending: Ending) {
+        let canceled = self.0.canceled.get();
+        self.0.canceled.set(match ending {
+            Ending::Canceled => canceled + 1,
+            Ending::Other => canceled.saturating_sub(1),
+        });
     }
 }
 

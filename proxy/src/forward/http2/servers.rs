@@ -11,6 +11,7 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     rc::Rc,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -20,7 +21,7 @@ use identity::{Denial, DenyList, SpiffeId};
 use tokio::sync::Notify;
 
 use super::{
-    CONNECTION_WINDOW, HEADER_LIST_BYTES_MAX, SEND_BUFFER_MAX, STREAM_WINDOW, STREAMS_MAX,
+    HEADER_LIST_BYTES_MAX, SEND_BUFFER_MAX, STREAM_WINDOW, STREAMS_MAX,
     gather::{Gather, Turn},
 };
 use crate::{
@@ -46,6 +47,9 @@ pub struct Servers {
 struct Endpoint {
     connections: RefCell<Vec<Rc<Server>>>,
     making: tokio::sync::Mutex<()>,
+    /// How often making one failed, and why the last time.
+    failures: Cell<u64>,
+    failure: RefCell<Option<Arc<ConnectionError>>>,
 }
 
 #[derive(Debug)]
@@ -111,12 +115,12 @@ impl Servers {
                 let make = || connector.open(target, identity::ALPN_H2);
                 return self.endpoint(*address).lease(None, make).await;
             }
-            Target::Discovered(destination) => destination,
+            Target::Discovered(discovered) => discovered.now(),
         };
         let mut tried = Vec::new();
-        let mut last = ConnectionError::NoEndpoint(service_of(destination));
+        let mut last = ConnectionError::NoEndpoint(service_of(&destination));
         while tried.len() < ATTEMPTS_MAX {
-            let Some((endpoint, in_flight)) = connector.pick(destination, &tried) else { break };
+            let Some((endpoint, in_flight)) = connector.pick(&destination, &tried) else { break };
             let make = || connector.reach(&endpoint, identity::ALPN_H2);
             let expected = endpoint.identity.as_ref();
             match self.endpoint(endpoint.address).lease(expected, make).await {
@@ -176,7 +180,14 @@ impl Endpoint {
         if let Some(lease) = self.kept(expected, false).await {
             return Ok(lease);
         }
+        let failures = self.failures.get();
         let making = self.making.lock().await;
+        // Who waited while an attempt failed shares its end: one after the other, the last would wait for all.
+        if self.failures.get() != failures
+            && let Some(failure) = &*self.failure.borrow()
+        {
+            return Err(ConnectionError::Shared(Arc::clone(failure)));
+        }
         // Another request may have made one while we waited.
         if let Some(lease) = self.kept(expected, false).await {
             return Ok(lease);
@@ -187,9 +198,17 @@ impl Endpoint {
                 return Ok(lease);
             }
         }
-        let server = start(make().await?).await?;
+        let made = async { start(make().await?).await }.await;
+        let server = made.map_err(|error| self.failed(error))?;
         self.connections.borrow_mut().push(Rc::clone(&server));
         server.lease().await
+    }
+
+    fn failed(&self, error: ConnectionError) -> ConnectionError {
+        let failure = Arc::new(error);
+        self.failures.set(self.failures.get() + 1);
+        *self.failure.borrow_mut() = Some(Arc::clone(&failure));
+        ConnectionError::Shared(failure)
     }
 
     /// A stream of a connection that is there: one with room, or, when `full` ones may be taken, the least used.
@@ -228,11 +247,13 @@ impl Server {
 /// Starts HTTP/2 on a fresh connection, and the task that drives it until the last handle is gone.
 async fn start(connected: Connected) -> Result<Rc<Server>, ConnectionError> {
     let Connected { stream, upstream, .. } = connected;
+    // Its connection window has room for the windows of all streams: who reads slowly holds up nobody else. At most 16 MB
+    // wait here for all clients of the connection.
     let mut builder = h2::client::Builder::new();
     builder
         .enable_push(false)
         .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_connection_window_size(STREAMS_MAX * STREAM_WINDOW)
         .max_header_list_size(HEADER_LIST_BYTES_MAX)
         .max_send_buffer_size(SEND_BUFFER_MAX);
     if upstream.tls.is_some() {
@@ -261,4 +282,32 @@ async fn start(connected: Connected) -> Result<Rc<Server>, ConnectionError> {
         }
     });
     Ok(server)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    #[tokio::test]
+    async fn who_waits_for_an_attempt_shares_its_failure() {
+        let endpoint = Rc::new(Endpoint::default());
+        let began = Instant::now();
+        let one = |endpoint: Rc<Endpoint>| async move {
+            let make = async || {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                Err(ConnectionError::ConnectTimeout(([10, 0, 0, 1], 1).into()))
+            };
+            assert!(endpoint.lease(None, make).await.is_err());
+            began.elapsed()
+        };
+        let local = tokio::task::LocalSet::new();
+        local
+            .run_until(async {
+                let tasks: Vec<_> = (0..10).map(|_| tokio::task::spawn_local(one(Rc::clone(&endpoint)))).collect();
+                for task in tasks {
+                    task.await.unwrap();
+                }
+            })
+            .await;
+        assert!(began.elapsed() < Duration::from_millis(600), "{:?}", began.elapsed());
+    }
 }
