@@ -23,12 +23,12 @@ use tonic::{
 
 use crate::{Batch, Receiver, backoff::Backoff};
 
-/// Bytes of one request at most; collectors take 4 MiB by default.
-const REQUEST_BYTES_MAX: usize = 3 * 1024 * 1024;
+/// Bytes of one request at most; collectors take 4 MiB by default, but more than this saves nothing and costs memory.
+const REQUEST_BYTES_MAX: usize = 1024 * 1024;
 /// How long the first batch waits for others: a call costs its sender and the collector more than what it carries.
 const GATHER_TIME: Duration = Duration::from_millis(20);
 /// Bytes that wait already, from which on a call does not wait for more.
-const GATHER_BYTES_MAX: u64 = 1024 * 1024;
+const GATHER_BYTES_MAX: u64 = REQUEST_BYTES_MAX as u64 / 2;
 /// Bytes of the scope and of the tags and lengths around resource, scope and records: at most.
 const ENVELOPE_BYTES_MAX: usize = 64;
 const PATH: &str = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
@@ -201,7 +201,7 @@ impl Shipper {
         }
     }
 
-    async fn call(&self, channel: &Channel, body: Bytes) -> Result<ExportLogsServiceResponse, Status> {
+    async fn call(&self, channel: &Channel, body: Spliced) -> Result<ExportLogsServiceResponse, Status> {
         let call = async {
             let mut grpc = Grpc::new(channel.clone());
             grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
@@ -214,23 +214,27 @@ impl Shipper {
     }
 
     /// `ExportLogsServiceRequest { resource_logs: [{ resource, scope_logs: [{ scope, log_records }] }] }`.
-    fn splice(&self, batches: &[Batch]) -> Bytes {
+    fn splice(&self, batches: &[Batch]) -> Spliced {
         const SCOPE: &[u8] = b"\x0a\x08\x0a\x06picket";
         let records: usize = batches.iter().map(|batch| batch.fields.len()).sum();
         let scope_logs = SCOPE.len() + records;
         let resource_logs = self.resource.len() + 1 + length_of(scope_logs) + scope_logs;
-        let mut out = Vec::with_capacity(resource_logs + 8);
-        out.push(0x0a);
-        varint(&mut out, resource_logs);
-        out.extend_from_slice(&self.resource);
-        out.push(0x12);
-        varint(&mut out, scope_logs);
-        out.extend_from_slice(SCOPE);
-        for batch in batches {
-            out.extend_from_slice(&batch.fields);
-        }
-        out.into()
+        let mut envelope = Vec::with_capacity(self.resource.len() + ENVELOPE_BYTES_MAX);
+        envelope.push(0x0a);
+        varint(&mut envelope, resource_logs);
+        envelope.extend_from_slice(&self.resource);
+        envelope.push(0x12);
+        varint(&mut envelope, scope_logs);
+        envelope.extend_from_slice(SCOPE);
+        Spliced { envelope: envelope.into(), batches: batches.iter().map(|batch| batch.fields.clone()).collect() }
     }
+}
+
+/// A request in its parts, which are one message when they stand one after the other.
+#[derive(Debug, Clone)]
+struct Spliced {
+    envelope: Bytes,
+    batches: Vec<Bytes>,
 }
 
 /// How long to wait before the next try, or `None` when there must be none.
@@ -325,7 +329,7 @@ fn length_of(value: usize) -> usize {
 struct SplicedCodec;
 
 impl Codec for SplicedCodec {
-    type Encode = Bytes;
+    type Encode = Spliced;
     type Decode = ExportLogsServiceResponse;
     type Encoder = Self;
     type Decoder = Self;
@@ -340,11 +344,15 @@ impl Codec for SplicedCodec {
 }
 
 impl Encoder for SplicedCodec {
-    type Item = Bytes;
+    type Item = Spliced;
     type Error = Status;
 
-    fn encode(&mut self, item: Bytes, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        out.put(item);
+    fn encode(&mut self, item: Spliced, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        let parts = || [&item.envelope].into_iter().chain(&item.batches);
+        out.reserve(parts().map(Bytes::len).sum());
+        for part in parts() {
+            out.put_slice(part);
+        }
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-/// Records on their way: concatenated `log_records` fields. A batch is never split: keep it well below the 3 MiB of one
+/// Records on their way: concatenated `log_records` fields. A batch is never split: keep it well below the 1 MiB of one
 /// request to a collector.
 #[derive(Debug, Clone)]
 pub struct Batch {
