@@ -24,7 +24,11 @@ mod lifecycle_tests;
 pub mod pki;
 pub mod authority;
 pub mod brought;
+#[cfg(test)]
+mod brought_tests;
 pub mod keeper;
+#[cfg(test)]
+mod keeper_tests;
 pub mod trust;
 pub mod attest;
 pub mod policy;
