@@ -40,6 +40,8 @@ pub mod followers;
 pub mod roster;
 pub mod tend;
 pub mod service;
+#[cfg(test)]
+mod hostile_tests;
 pub mod follow;
 pub mod serve;
 pub mod metrics;
