@@ -6,6 +6,7 @@
 //! is missed, and never mixed: a set that changes while it is read is read again. Time is an argument. Leaves to others:
 //! when it is taken (`keeper`), and that the last good one stays (`leader`).
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -123,11 +124,18 @@ fn time(at: Seconds) -> String {
 }
 
 /// What the directory holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Files {
     certificates: Vec<u8>,
     key: Vec<u8>,
     roots: Option<Vec<u8>>,
+}
+
+impl fmt::Debug for Files {
+    /// The key is not shown.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Files").field("bytes", &self.certificates.len()).finish_non_exhaustive()
+    }
 }
 
 impl Files {
@@ -169,7 +177,7 @@ fn read(path: &Path) -> Result<Vec<u8>, BroughtError> {
 }
 
 /// An issuer that was found good.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Brought {
     /// Digest of the issuer's certificate.
     pub sha256: Sha256,
@@ -181,6 +189,13 @@ pub struct Brought {
     valid: (Seconds, Seconds),
     root_pem: String,
     root_valid: (Seconds, Seconds),
+}
+
+impl fmt::Debug for Brought {
+    /// The key is not shown.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Brought").field("sha256", &self.sha256).finish_non_exhaustive()
+    }
 }
 
 impl Brought {
@@ -247,7 +262,7 @@ pub fn validate(files: &Files, trusted: &[Root], domain: &TrustDomain, now: Seco
     let brought = Brought {
         sha256: pki::sha256(&own.der),
         root_sha256: pki::sha256(&root.der),
-        key_pem: key.serialize_pem(),
+        key_pem,
         valid: validity(&own.parse()?),
         chain: chain.iter().map(|certificate| to_pem(&certificate.der)).collect(),
         root_valid: validity(&root.parse()?),

@@ -199,7 +199,7 @@ pub(crate) fn sign(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_support::{Scratch, authority, openssl};
+    use crate::test_support::{Scratch, as_pem, authority, openssl};
     use rcgen::{BasicConstraints, DnType, KeyPair};
 
     fn grant(lifetime: Duration) -> Grant {
@@ -338,18 +338,5 @@ mod tests {
         assert!(accepted <= 1, "{accepted} changes were accepted");
         let trailing = [der.as_slice(), &[0]].concat();
         assert_eq!(read_csr(&as_pem(&trailing)).err(), Some(CsrError::Malformed));
-    }
-
-    fn as_pem(der: &[u8]) -> String {
-        const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-        let mut text = String::from("-----BEGIN CERTIFICATE REQUEST-----\n");
-        for three in der.chunks(3) {
-            let bits = three.iter().fold(0_u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - three.len()));
-            for place in 0..4 {
-                let index = (bits >> (18 - 6 * place) & 63) as usize;
-                text.push(if place > three.len() { '=' } else { char::from(ALPHABET[index]) });
-            }
-        }
-        text + "\n-----END CERTIFICATE REQUEST-----\n"
     }
 }

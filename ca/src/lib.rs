@@ -24,7 +24,11 @@ mod lifecycle_tests;
 pub mod pki;
 pub mod authority;
 pub mod brought;
+#[cfg(test)]
+mod brought_tests;
 pub mod keeper;
+#[cfg(test)]
+mod keeper_tests;
 pub mod trust;
 pub mod attest;
 pub mod policy;
@@ -36,6 +40,8 @@ pub mod followers;
 pub mod roster;
 pub mod tend;
 pub mod service;
+#[cfg(test)]
+mod hostile_tests;
 pub mod follow;
 pub mod serve;
 pub mod metrics;

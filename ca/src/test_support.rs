@@ -24,6 +24,24 @@ pub(crate) fn authority() -> Authority {
     Authority::assemble(&issuer, &root, &key).unwrap()
 }
 
+/// Base64 with the alphabet of URLs and without padding, as tokens have it.
+pub(crate) fn base64url(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let mut text = String::new();
+    for three in bytes.chunks(3) {
+        let bits = three.iter().fold(0_u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - three.len()));
+        for place in 0..=three.len() {
+            text.push(char::from(ALPHABET[(bits >> (18 - 6 * place) & 63) as usize]));
+        }
+    }
+    text
+}
+
+/// A signing request in PEM.
+pub(crate) fn as_pem(der: &[u8]) -> String {
+    pem::encode(&pem::Pem::new("CERTIFICATE REQUEST", der))
+}
+
 /// What openssl prints; it must succeed.
 pub(crate) fn openssl(arguments: &[&str]) -> String {
     let output = std::process::Command::new("openssl").args(arguments).output().unwrap();

@@ -191,3 +191,62 @@ fn denial(denied: &crate::state::Denied) -> Option<Denial> {
     };
     Some(Denial { subject: Some(subject), reason: denied.reason.clone() })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keeper::Command;
+    use crate::lifecycle::Rules;
+    use crate::store::Directory;
+    use crate::test_support::Scratch;
+
+    const NOW: Seconds = 1_800_000_000;
+
+    fn keeper(scratch: &Scratch) -> Arc<Keeper> {
+        let directory = Directory::open(&scratch.path().join("ca")).unwrap();
+        let rules = Rules { leaf_lifetime: 60, ..Rules::default() };
+        Arc::new(Keeper::new(directory, "td".parse().unwrap(), rules))
+    }
+
+    fn look_was_long_ago(trust: &Trust) {
+        trust.seen().at = Instant::now() - Duration::from_secs(LEASE.unsigned_abs());
+    }
+
+    #[test]
+    fn nothing_is_signed_with_a_state_that_was_not_seen_lately() {
+        let scratch = Scratch::new();
+        let (here, elsewhere) = (keeper(&scratch), keeper(&scratch));
+        here.open(None, NOW).unwrap();
+        let trust = Trust::load(here, Duration::from_secs(60), NOW).unwrap();
+        let told = trust.subscribe();
+        let state = elsewhere.command(&Command::RotateIssuer, NOW).unwrap();
+        assert_eq!(trust.signing(NOW).unwrap().signing.id, 2, "within the lease");
+        look_was_long_ago(&trust);
+        assert_eq!(trust.signing(NOW).unwrap().signing.id, state.signing().id);
+        assert!(told.has_changed().unwrap());
+        let text = elsewhere.read_text().unwrap();
+        elsewhere.directory().remove("state.json").unwrap();
+        assert!(trust.signing(NOW).is_ok(), "within the lease");
+        look_was_long_ago(&trust);
+        assert!(matches!(trust.signing(NOW), Err(TrustError::Keeper(KeeperError::Missing(_)))));
+        assert_eq!(trust.current().signing.id, state.signing().id, "what was good last is still shown to proxies");
+        elsewhere.directory().write("state.json", &text).unwrap();
+        assert!(trust.signing(NOW).is_ok());
+    }
+
+    #[test]
+    fn the_bundle_is_the_states_and_its_newest_root_comes_last() {
+        let scratch = Scratch::new();
+        let keeper = keeper(&scratch);
+        keeper.open(None, NOW).unwrap();
+        keeper.command(&Command::Deny(Subject::Key(crate::state::Sha256([7; 32])), "lost".into()), NOW).unwrap();
+        let state = keeper.command(&Command::RotateRoot, NOW).unwrap();
+        let trust = Trust::load(keeper, Duration::from_secs(60), NOW).unwrap();
+        let bundle = Bundle::decode(trust.current().bundle.clone()).unwrap();
+        assert_eq!((bundle.generation, bundle.renew_within_seconds), (3, 60));
+        let digests: Vec<_> = bundle.roots.iter().map(|root| pki::sha256(root)).collect();
+        assert_eq!(digests, [state.roots[0].sha256, state.roots[1].sha256]);
+        assert_eq!(bundle.issuer_sha256, state.signing().sha256.0);
+        assert_eq!(bundle.denied[0].subject, Some(denial::Subject::KeySha256(vec![7; 32])));
+    }
+}

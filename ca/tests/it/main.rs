@@ -6,4 +6,6 @@ mod support;
 mod end_to_end;
 mod rotation;
 mod faults;
+mod brought;
+mod several;
 mod follow;
