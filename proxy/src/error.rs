@@ -194,7 +194,7 @@ mod tests {
     #[test]
     fn a_refused_peer_is_named_in_words() {
         let reason = PeerError::ChainTooLong { length: 9 };
-        let refused = rustls::CertificateError::Other(rustls::OtherError(std::sync::Arc::new(reason)));
+        let refused = rustls::CertificateError::Other(rustls::OtherError(Arc::new(reason)));
         let error = io::Error::other(rustls::Error::InvalidCertificate(refused));
         let error = ConnectionError::handshake(peer(), error);
         assert_eq!(error.code(), Code::PeerCertificateUsage);

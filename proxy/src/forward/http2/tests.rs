@@ -48,7 +48,7 @@ async fn a_client_that_ignores_its_goaway_is_cut() {
                 .unwrap();
             let served = tokio::time::timeout(Duration::from_secs(5), serve(&hop, stream)).await;
             let mut got = vec![0; 4096];
-            let n = client.read(&mut got).await.unwrap();
+            assert!(client.read(&mut got).await.unwrap() > 0, "it was told");
             assert!(served.is_ok(), "16 keep-alive timeouts later it is still there");
         })
         .await;
@@ -79,7 +79,7 @@ async fn a_client_that_went_away_has_no_status_in_its_record() {
                 });
                 let req = http::Request::get("http://a/").body(()).unwrap();
                 let (_resp, _) = send.send_request(req, true).unwrap();
-                tokio::time::sleep(Duration::from_millis(300)).await;
+                sleep(Duration::from_millis(300)).await;
                 conn.abort();
                 let _ = conn.await;
             }
@@ -140,14 +140,14 @@ async fn a_reader_that_stops_is_cut() {
                 Poll::Ready(())
             })
             .await;
-            tokio::time::sleep(Duration::from_secs(5)).await;
+            sleep(Duration::from_secs(5)).await;
             journal.flush();
             let mut lines = Vec::new();
             while let Ok(Some(batch)) = tokio::time::timeout(Duration::from_millis(50), receiver.recv()).await {
                 record::line::records(&batch.fields).for_each(|r| record::line::json(r, &mut lines));
             }
             let text = String::from_utf8(lines).unwrap();
-            let ok = text.lines().filter(|l| l.contains("\"picket.code\":\"ok\"")).count();
+            assert!(text.lines().count() > 0, "its requests have records");
             drop(held);
             assert!(serving.is_finished());
         })
@@ -188,7 +188,7 @@ async fn slow_streams_leave_the_others_alone() {
                 let (r, _) = send.send_request(http::Request::get("http://a/big").body(()).unwrap(), true).unwrap();
                 let held = r.await.unwrap();
                 std::mem::forget(held);
-                tokio::time::sleep(Duration::from_millis(200)).await;
+                sleep(Duration::from_millis(200)).await;
             }
         })
         .await;
