@@ -97,7 +97,7 @@ pub fn cases(mesh: &Mesh) -> Result<Vec<Case>> {
     let authority = mesh.directory.path().join("ca");
     let read = |name: &str| read(&authority, name);
     let pem = read("issuer.pem")?;
-    let key = KeyPair::from_pem(&read("issuer-key.pem")?)?;
+    let key = KeyPair::from_pem(&read(&issuer_key(&authority)?)?)?;
     let issuer = Issuer::from_ca_cert_pem(&pem, key)?;
     let ours = Authority { issuer, pem };
     let mut pki = Pki { directory: &mesh.directory, ours, root_pem: read("root.pem")?, cases: Vec::new() };
@@ -116,6 +116,15 @@ pub fn cases(mesh: &Mesh) -> Result<Vec<Case>> {
 /// When it cannot be made.
 pub fn other_bundle(directory: &RunDir) -> Result<PathBuf> {
     directory.write("other-root.pem", &Authority::root(authority_params("stranger"))?.pem)
+}
+
+/// The name of the only issuer's key: it carries the issuer's number.
+fn issuer_key(directory: &Path) -> Result<String> {
+    let mut names = std::fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    let is_key = |name: &Result<String>| {
+        name.as_ref().is_ok_and(|name| name.starts_with("issuer-") && name.ends_with("-key.pem"))
+    };
+    names.find(is_key).context("the CA's directory has no issuer key")?
 }
 
 fn read(directory: &Path, name: &str) -> Result<String> {

@@ -73,7 +73,7 @@ impl Rig {
 fn a_rotation_is_seen_driven_and_rolled_back() -> Result<()> {
     let rig = Rig::start("certs-rotate")?;
     let table = rig.done(&["certs", "status"])?;
-    for text in ["demo.picket.dev", "root 1", "issuer 2 of root 1", "signing", "365d", "3650d", "0 connected"] {
+    for text in ["demo.picket.dev", "root 1", "issuer 2 of root 1", "signing", "0 connected"] {
         assert!(table.contains(text), "{text}:\n{table}");
     }
     assert!(rig.refused(&["certs", "rollback"])?.contains("no root rotation is under way"));
