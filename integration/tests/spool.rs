@@ -10,6 +10,7 @@ use std::{
 
 use integration::{DEADLINE, Stage, WEB_PORT};
 use record::key;
+use serde_json::json;
 use testkit::{Collector, LINK_IPV4, Record, Settings, until};
 
 /// Where nobody listens until the collector comes back.
@@ -44,7 +45,8 @@ fn of_client(record: &&Record) -> bool {
 #[test]
 fn a_killed_proxy_and_a_collector_that_was_away_lose_no_record() {
     let collector = SocketAddr::from((LINK_IPV4, PORT));
-    let settings = Settings { collector: Some(collector), spool: true, ..Settings::default() };
+    let settings =
+        Settings { collector: Some(collector), spool: Some(json!({ "minFreeBytes": "1MiB" })), ..Settings::default() };
     let mut stage = Stage::start(&settings).unwrap();
     let mut paths = BTreeSet::new();
     for life in ["first", "second", "third"] {
@@ -85,4 +87,20 @@ fn a_killed_proxy_and_a_collector_that_was_away_lose_no_record() {
         Ok((bytes < 16 << 10).then_some(()))
     })
     .unwrap();
+}
+
+#[test]
+fn with_refuse_there_is_no_traffic_without_room_for_its_records() {
+    // No disk has so much free: it is as if the spool were full.
+    let spool = json!({ "onFull": "refuse", "minFreeBytes": "100000000GiB" });
+    let stage = Stage::start(&Settings { spool: Some(spool), ..Settings::default() }).unwrap();
+    until("the spool to ask for no traffic", DEADLINE, || {
+        Ok((stage.metric("client", "picket_spool_full")? == 1).then_some(()))
+    })
+    .unwrap();
+    let refused = stage.run("client", "curl", &["--silent", "--show-error", "http://10.96.0.10/hello.txt"]);
+    refused.expect_err("a full spool refuses connections");
+    // There is room on this disk after all, so that the refusal is on record.
+    let records = stage.records(1, |record| record.is(key::CODE, "spool_full")).unwrap();
+    assert!(records[0].event() == "picket.connection" && records[0].is(key::CLOSED_BY, "us"), "{}", records[0]);
 }

@@ -47,8 +47,8 @@ pub struct Settings {
     pub plaintext: Plaintext,
     /// Where records go by OTLP/gRPC; `None` exports nothing.
     pub collector: Option<SocketAddr>,
-    /// Each proxy keeps its records in a spool of its own.
-    pub spool: bool,
+    /// Each proxy keeps its records in a spool of its own, with these keys of its section besides `dir`.
+    pub spool: Option<Value>,
     /// Directives of the proxies' own log, for example `info`.
     pub log_level: String,
     /// Worker threads per proxy.
@@ -64,7 +64,7 @@ impl Default for Settings {
         Self {
             plaintext: Plaintext::Strict,
             collector: None,
-            spool: false,
+            spool: None,
             log_level: "info".to_owned(),
             workers: 1,
             programs: None,
@@ -323,8 +323,9 @@ impl Mesh {
             "drainTimeout": format!("{}ms", settings.drain_timeout.as_millis()),
         });
         let mut config = with_export(config, settings.collector);
-        if settings.spool {
-            config["spool"] = json!({ "dir": own.join("spool"), "minFreeBytes": "1MiB" });
+        if let Some(spool) = &settings.spool {
+            config["spool"] = spool.clone();
+            config["spool"]["dir"] = json!(own.join("spool"));
         }
         let file = self.directory.write(&format!("{name}.yaml"), &serde_json::to_string_pretty(&config)?)?;
 
