@@ -145,3 +145,21 @@ fn a_changed_record_breaks_the_chain_of_its_batch() {
     assert_ne!(spool::chain(&header.digest, 1, &changed), spool::chain(&header.digest, 1, first.payload));
     assert_ne!(spool::chain(&header.digest, 2, first.payload), spool::chain(&header.digest, 1, first.payload));
 }
+
+#[test]
+fn the_first_version_is_read_for_good() {
+    let directory = crate::Directory::new("fixture");
+    std::fs::copy("tests/fixtures/v1.cursor", directory.0.join("cursor")).unwrap();
+    let name = "0000000000000001-437aa68dd9a4b1b7.seg";
+    std::fs::copy("tests/fixtures/v1.seg", directory.0.join(name)).unwrap();
+    let (spool, mut reader, recovery) = open(&directory.disk());
+    assert_eq!((recovery.torn, recovery.lost), (vec![], None));
+    let read = read_all(&mut reader, 1000);
+    // Two batches of five; the first two were acknowledged.
+    assert_eq!(read.records.into_iter().collect::<Vec<_>>(), (3..=10).map(|n| (n, n - 1)).collect::<Vec<_>>());
+    let digest: String = spool.tip().digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(
+        (digest.as_str(), spool.tip().next, spool.tip().time),
+        ("2e6b11af6a9d86d6e9799ad870907a60bbd6ca98acb7beeb314c2ef93890e5d0", 11, 2 * SECOND)
+    );
+}
