@@ -21,7 +21,7 @@ use tonic::{
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
 };
 
-use crate::{Batch, Receiver, backoff::Backoff};
+use crate::{Batch, Receiver, Spooled, backoff::Backoff};
 
 /// Bytes of one request at most; collectors take 4 MiB by default, but more than this saves nothing and costs memory.
 const REQUEST_BYTES_MAX: usize = 1024 * 1024;
@@ -29,6 +29,8 @@ const REQUEST_BYTES_MAX: usize = 1024 * 1024;
 const GATHER_TIME: Duration = Duration::from_millis(20);
 /// Bytes that wait already, from which on a call does not wait for more.
 const GATHER_BYTES_MAX: u64 = REQUEST_BYTES_MAX as u64 / 2;
+/// How long to wait before a spool that cannot be read is read again.
+const READ_PAUSE: Duration = Duration::from_secs(1);
 /// Bytes of the scope and of the tags and lengths around resource, scope and records: at most.
 const ENVELOPE_BYTES_MAX: usize = 64;
 const PATH: &str = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
@@ -145,6 +147,67 @@ impl Shipper {
         tracing::warn!(records = left, "the collector did not take the last records in time; they are lost");
     }
 
+    /// Sends what a spool holds, and moves its cursor on the collector's answer. Until all senders are gone and everything
+    /// was taken; after `drain` it goes on for at most `deadline`, and what is left then stays for the next start.
+    ///
+    /// # Cancellation
+    /// Nothing is lost: what was not acknowledged is sent again after the next start.
+    pub async fn run_spooled(self, mut spooled: Spooled, drain: impl Future<Output = ()>, deadline: Duration) {
+        let late = async {
+            drain.await;
+            tokio::time::sleep(deadline).await;
+        };
+        tokio::select! {
+            () = self.send_spooled(&mut spooled) => {}
+            () = late => tracing::info!("the collector did not take the last records in time; they stay in the spool"),
+        }
+        // The writer ends when the last sender is gone, which is after the drain.
+        let _joined = tokio::task::spawn_blocking(move || spooled.join()).await;
+    }
+
+    async fn send_spooled(&self, spooled: &mut Spooled) {
+        let channel = self.endpoint.connect_lazy();
+        let bytes_max = REQUEST_BYTES_MAX.saturating_sub(self.resource.len() + ENVELOPE_BYTES_MAX);
+        while let Some(mut taken) = spooled.reader.take() {
+            // Asked before reading, so that what the writer wrote last is still found.
+            let ended = spooled.signals.ended.load(Relaxed);
+            // Files are read elsewhere: this thread also answers probes.
+            let read = tokio::task::spawn_blocking(move || {
+                let chunk = taken.next(bytes_max);
+                (taken, chunk)
+            });
+            let Ok((mut taken, chunk)) = read.await else { return };
+            match chunk {
+                Ok(Some(chunk)) => self.send_chunk(&channel, &mut taken, chunk, spooled).await,
+                Ok(None) if ended => return,
+                Ok(None) => spooled.signals.synced.notified().await,
+                Err(error) => {
+                    tracing::error!(error = chain(&error), "the spool cannot be read");
+                    tokio::time::sleep(READ_PAUSE).await;
+                }
+            }
+            spooled.reader = Some(taken);
+        }
+    }
+
+    async fn send_chunk(&self, channel: &Channel, reader: &mut spool::Reader, mut chunk: spool::Chunk, of: &Spooled) {
+        for damage in &chunk.damage {
+            let (segment, offset, bytes) = (&damage.segment, damage.offset, damage.bytes);
+            tracing::error!(segment, offset, bytes, records = ?damage.records, "a segment of the spool is damaged");
+        }
+        if chunk.records > 0 {
+            let fields = Bytes::from(std::mem::take(&mut chunk.fields));
+            let batch = [Batch { records: chunk.records, fields }];
+            self.send(channel, &batch, u64::from(chunk.records), &of.counters).await;
+        }
+        if let Err(error) = reader.acknowledge(&chunk) {
+            tracing::warn!(
+                error = chain(&error),
+                "the spool's cursor cannot be written: records may be sent again after a restart"
+            );
+        }
+    }
+
     async fn send_all(&self, receiver: &mut Receiver, in_flight: &AtomicU64) {
         let channel = self.endpoint.connect_lazy();
         let records_bytes_max = REQUEST_BYTES_MAX.saturating_sub(self.resource.len() + ENVELOPE_BYTES_MAX);
@@ -169,6 +232,7 @@ impl Shipper {
     async fn send(&self, channel: &Channel, batches: &[Batch], records: u64, counters: &crate::Counters) {
         let body = self.splice(batches);
         let mut backoff = Backoff::default();
+        counters.send(records);
         loop {
             match self.call(channel, body.clone()).await {
                 Ok(answer) => {
@@ -235,6 +299,11 @@ impl Shipper {
 struct Spliced {
     envelope: Bytes,
     batches: Vec<Bytes>,
+}
+
+/// An error of the spool as a value of a log line, with what is behind it.
+fn chain(error: &spool::Error) -> &(dyn std::error::Error + 'static) {
+    error
 }
 
 /// How long to wait before the next try, or `None` when there must be none.

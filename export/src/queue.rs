@@ -6,6 +6,7 @@ use std::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
+    time::Instant,
 };
 
 use bytes::Bytes;
@@ -26,6 +27,7 @@ pub struct Batch {
 pub struct Counters {
     written: AtomicU64,
     dropped: AtomicU64,
+    sent: AtomicU64,
     acknowledged: AtomicU64,
     rejected: AtomicU64,
     queued_bytes: AtomicU64,
@@ -41,6 +43,11 @@ impl Counters {
     /// Records lost: the queue was full, or time ran out at shutdown.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Relaxed)
+    }
+
+    /// Records that were sent to the sink, each counted once.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Relaxed)
     }
 
     /// Records that the sink has taken.
@@ -65,6 +72,10 @@ impl Counters {
 
     pub(crate) fn drop_records(&self, records: u64) {
         self.dropped.fetch_add(records, Relaxed);
+    }
+
+    pub(crate) fn send(&self, records: u64) {
+        self.sent.fetch_add(records, Relaxed);
     }
 
     pub(crate) fn acknowledge(&self, records: u64) {
@@ -212,10 +223,39 @@ impl Receiver {
         }
     }
 
+    /// As [`Self::recv_blocking`], until `deadline` at most.
+    pub(crate) fn recv_until(&mut self, deadline: Instant) -> Waited {
+        let mut batches = self.0.batches();
+        loop {
+            if let Some(batch) = self.0.take(&mut batches) {
+                return Waited::Batch(batch);
+            }
+            if self.0.senders.load(Relaxed) == 0 {
+                return Waited::Ended;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Waited::Nothing;
+            }
+            batches = self.0.arrived.wait_timeout(batches, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
     /// What the queue and its sink have done.
     pub fn counters(&self) -> &Arc<Counters> {
         &self.0.counters
     }
+}
+
+/// What came of waiting for a batch.
+#[derive(Debug)]
+pub(crate) enum Waited {
+    /// A batch.
+    Batch(Batch),
+    /// None in time.
+    Nothing,
+    /// All senders are gone and the queue is empty.
+    Ended,
 }
 
 impl Drop for Receiver {

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use export::{Batch, Receiver, Sender, otlp, queue};
+use export::{Batch, Receiver, Sender, Spooled, otlp, queue};
 use opentelemetry_proto::tonic::{
     collector::logs::v1::{
         ExportLogsPartialSuccess, ExportLogsServiceRequest, ExportLogsServiceResponse,
@@ -216,6 +216,116 @@ async fn the_drain_ends_at_its_deadline_and_counts_what_is_left() {
     shipper.run(receiver, ready(()), Duration::from_millis(50)).await;
     assert!(sender.send(batch(&["e"])).is_err());
     assert_eq!(counts(sender.counters()), (0, 0, 5));
+}
+
+/// A directory with a spool, removed when dropped.
+struct Directory(std::path::PathBuf);
+
+impl Directory {
+    fn new(name: &str) -> Self {
+        Self(std::env::temp_dir().join(format!("picket-export-{name}-{}", std::process::id())))
+    }
+
+    /// Opens the spool behind a queue.
+    fn spooled(&self, queue_bytes: usize) -> (Sender, Spooled) {
+        let config = spool::Config {
+            max_bytes: 16 << 20,
+            max_age: Duration::from_secs(3600),
+            min_free_bytes: 0,
+            sync: spool::Sync::Interval(Duration::from_millis(10)),
+            on_full: spool::OnFull::DropOldest,
+            uid_seed: 5,
+        };
+        let disk = std::sync::Arc::new(spool::Disk::open(&self.0).unwrap());
+        let (spool, reader, _) = spool::Spool::open(disk, config, 1_000_000_000).unwrap();
+        let (sender, receiver) = queue(queue_bytes);
+        (sender, Spooled::spawn(receiver, spool, reader, config.sync).unwrap())
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _gone = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+async fn ship_spooled(endpoint: String, spooled: Spooled, deadline: Option<Duration>) {
+    let shipper = otlp::Shipper::new(config(endpoint)).unwrap();
+    match deadline {
+        Some(deadline) => shipper.run_spooled(spooled, ready(()), deadline).await,
+        None => shipper.run_spooled(spooled, pending(), Duration::ZERO).await,
+    }
+}
+
+#[tokio::test]
+async fn the_cursor_of_a_spool_moves_on_the_answer_and_a_lost_answer_repeats_the_same_records() {
+    let directory = Directory::new("answer");
+    let (listener, endpoint) = listen().await;
+    // The collector stores the records, and its answer is lost.
+    let mut requests = serve(listener, vec![Err(Status::unavailable("lost on its way"))]);
+    let (sender, spooled) = directory.spooled(1 << 20);
+    let counters = sender.counters().clone();
+    sender.send(batch(&["a", "b"])).unwrap();
+    drop(sender);
+    ship_spooled(endpoint.clone(), spooled, None).await;
+    let (first, second) = (requests.recv().await.unwrap(), requests.recv().await.unwrap());
+    assert_eq!(first, second, "each copy has the same uids and numbers");
+    let records = &first.resource_logs[0].scope_logs[0].log_records;
+    assert_eq!(records.iter().map(|record| record.event_name.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+    assert_eq!(records[1].attributes.last().unwrap().key, record::key::SEQUENCE);
+    assert_eq!((counts(&counters), counters.sent()), ((2, 0, 0), 2));
+    // Nothing is left for the next start.
+    let (sender, spooled) = directory.spooled(1 << 20);
+    drop(sender);
+    ship_spooled(endpoint, spooled, None).await;
+    assert!(requests.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn what_a_collector_did_not_take_in_time_is_sent_after_the_next_start() {
+    let directory = Directory::new("restart");
+    let (silent, endpoint) = listen().await;
+    let (sender, spooled) = directory.spooled(1 << 20);
+    for name in ["a", "b", "c"] {
+        sender.send(batch(&[name])).unwrap();
+    }
+    drop(sender);
+    ship_spooled(endpoint, spooled, Some(Duration::from_millis(50))).await;
+    drop(silent);
+    let (listener, endpoint) = listen().await;
+    let mut requests = serve(listener, vec![]);
+    let (sender, spooled) = directory.spooled(1 << 20);
+    drop(sender);
+    ship_spooled(endpoint, spooled, None).await;
+    assert_eq!(names(&mut requests), ["a", "b", "c"]);
+}
+
+#[tokio::test]
+async fn what_the_queue_before_a_spool_drops_is_a_gap_at_the_collector() {
+    let directory = Directory::new("gap");
+    let (listener, endpoint) = listen().await;
+    let mut requests = serve(listener, vec![]);
+    let (sender, spooled) = directory.spooled(200);
+    // Never fits, so it is dropped, whenever the writer runs.
+    assert!(sender.send(batch(&["x".repeat(300), "y".to_owned(), "z".to_owned()])).is_err());
+    sender.send(batch(&["a"])).unwrap();
+    drop(sender);
+    ship_spooled(endpoint, spooled, None).await;
+    let mut records = Vec::new();
+    while let Ok(request) = requests.try_recv() {
+        records.extend(request.resource_logs[0].scope_logs[0].log_records.clone());
+    }
+    let gap = records.iter().find(|record| record.event_name == "picket.gap").unwrap();
+    let int = |name: &str| {
+        let value = gap.attributes.iter().find(|attribute| attribute.key == name).unwrap().value.clone();
+        match value.unwrap().value {
+            Some(opentelemetry_proto::tonic::common::v1::any_value::Value::IntValue(number)) => number,
+            other => panic!("{name} is {other:?}"),
+        }
+    };
+    let (first, last) = (int(record::key::GAP_FIRST), int(record::key::GAP_LAST));
+    assert_eq!((int(record::key::GAP_RECORDS), last - first), (3, 2));
+    assert!(records.iter().any(|record| record.event_name == "a"));
 }
 
 #[test]

@@ -28,6 +28,8 @@ pub struct State {
     pub workers: Vec<Arc<WorkerMetrics>>,
     /// The queues' counters.
     pub sinks: Vec<(&'static str, Arc<export::Counters>)>,
+    /// How the spool fares, where there is one.
+    pub spool: Option<Arc<spool::Status>>,
     /// How our certificate fares.
     pub credentials: Arc<Credentials>,
     /// The trust bundle.
@@ -52,6 +54,7 @@ impl State {
         let around = Surroundings {
             connections_max: self.config.limits.connections as u64,
             sinks: &self.sinks,
+            spool: self.spool.as_deref(),
             certificate_remaining: self.credentials.remaining_seconds().unwrap_or(0),
             renewals: self.credentials.attempts(),
             renewed_at: self.credentials.renewed_at(),

@@ -23,6 +23,7 @@ use crate::{
     credentials::{self, Credentials},
     discover::{self, FileDiscovery},
     drain::{self, DrainSignal},
+    journal::unix_nanos,
     metrics::WorkerMetrics,
     trust::Trust,
     worker::{self, Listeners, Parts},
@@ -66,6 +67,9 @@ pub enum Error {
     /// The collector's settings.
     #[error("{}", export_key(.0))]
     Export(#[source] export::otlp::Error),
+    /// The spool.
+    #[error("spool.dir")]
+    Spool(#[source] spool::Error),
     /// A thread or a runtime cannot be had.
     #[error("the system refuses a thread, a runtime or a signal handler")]
     System(#[source] io::Error),
@@ -101,7 +105,8 @@ impl Error {
             | Self::Log(_)
             | Self::Admin(_)
             | Self::Export(_) => true,
-            Self::System(_) => false,
+            // Another process may still be on its way out, and a disk may come back.
+            Self::Spool(_) | Self::System(_) => false,
         }
     }
 }
@@ -124,7 +129,7 @@ pub fn run(config: Config) -> Result<(), Error> {
     }
     let store = identity::Store::new(config.trust_domain.clone());
     let mode = ModeHandle::new(config.access_log.mode);
-    let (sinks, queues) = Sinks::start(&config, &mode)?;
+    let (sinks, otlp) = Sinks::start(&config, &mode)?;
     let (signal, drain) = drain::channel();
     let metrics: Vec<_> = (0..config.workers).map(|_| Arc::new(WorkerMetrics::default())).collect();
     let (denied, denials) = tokio::sync::watch::channel(Arc::default());
@@ -137,6 +142,7 @@ pub fn run(config: Config) -> Result<(), Error> {
         metrics: Arc::clone(&metrics[at]),
         seed: seed(),
         drain: drain.clone(),
+        spool: sinks.spool.clone(),
         denied: denials.clone(),
     };
     let mut workers = Vec::new();
@@ -152,12 +158,13 @@ pub fn run(config: Config) -> Result<(), Error> {
         store: Arc::clone(&store),
         workers: metrics.clone(),
         sinks: sinks.counters.clone(),
+        spool: sinks.spool.clone(),
         credentials,
         trust,
         drain: drain.clone(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::System)?;
-    runtime.block_on(control(&config, state, level, mode, signal, workers, queues))?;
+    runtime.block_on(control(&config, state, level, mode, signal, workers, otlp))?;
     // With the background tasks go the last senders of records.
     drop(runtime);
     if let Some(access_log) = sinks.access_log {
@@ -171,12 +178,20 @@ pub fn run(config: Config) -> Result<(), Error> {
 struct Sinks {
     senders: Vec<export::Sender>,
     counters: Vec<(&'static str, Arc<export::Counters>)>,
+    spool: Option<Arc<spool::Status>>,
     access_log: Option<JoinHandle<()>>,
 }
 
+/// Where the shipper takes records from.
+enum Source {
+    Queue(export::Receiver),
+    /// With the stream's id.
+    Spool(export::Spooled, String),
+}
+
 impl Sinks {
-    fn start(config: &Config, mode: &ModeHandle) -> Result<(Self, Option<export::Receiver>), Error> {
-        let mut sinks = Self { senders: Vec::new(), counters: Vec::new(), access_log: None };
+    fn start(config: &Config, mode: &ModeHandle) -> Result<(Self, Option<Source>), Error> {
+        let mut sinks = Self { senders: Vec::new(), counters: Vec::new(), spool: None, access_log: None };
         let (sender, receiver) = export::queue(config.limits.record_queue_bytes);
         sinks.counters.push(("access_log", Arc::clone(sender.counters())));
         sinks.senders.push(sender);
@@ -188,7 +203,34 @@ impl Sinks {
             sinks.senders.push(sender);
             receiver
         });
+        let otlp = match (otlp, &config.spool) {
+            (Some(receiver), Some(spool)) => Some(sinks.spool(receiver, spool)?),
+            (otlp, _) => otlp.map(Source::Queue),
+        };
         Ok((sinks, otlp))
+    }
+
+    /// Opens the spool, says what was found in it, and puts it behind the queue.
+    fn spool(&mut self, receiver: export::Receiver, config: &crate::config::Spool) -> Result<Source, Error> {
+        let disk = Arc::new(spool::Disk::open(&config.dir).map_err(Error::Spool)?);
+        let (spool, reader, found) =
+            spool::Spool::open(disk, config.limits(seed()), unix_nanos()).map_err(Error::Spool)?;
+        for torn in &found.torn {
+            let (segment, offset, bytes) = (&torn.segment, torn.offset, torn.bytes);
+            tracing::warn!(segment, offset, bytes, "the end of the spool was not whole; it was cut off");
+        }
+        if let Some(gap) = found.lost {
+            tracing::error!(
+                first = gap.first,
+                last = gap.last,
+                "records are missing in the spool; a gap record says so"
+            );
+        }
+        tracing::info!(dir = ?config.dir, segments = found.segments, bytes = found.bytes, "the spool is open");
+        self.spool = Some(Arc::clone(spool.status()));
+        let stream = spool.stream().iter().map(|byte| format!("{byte:02x}")).collect();
+        let spooled = export::Spooled::spawn(receiver, spool, reader, config.sync).map_err(Error::System)?;
+        Ok(Source::Spool(spooled, stream))
     }
 }
 
@@ -211,12 +253,12 @@ async fn control(
     mode: ModeHandle,
     signal: DrainSignal,
     workers: Vec<JoinHandle<io::Result<()>>>,
-    otlp: Option<export::Receiver>,
+    otlp: Option<Source>,
 ) -> Result<(), Error> {
     let shipper = config
         .export
         .as_ref()
-        .map(|export| export::otlp::Shipper::new(shipping(export)))
+        .map(|export| export::otlp::Shipper::new(shipping(export, otlp.as_ref())))
         .transpose()
         .map_err(Error::Export)?;
     let server = telemetry::admin::Server::bind(config.admin.address, config.admin.socket.as_deref())
@@ -229,10 +271,13 @@ async fn control(
         tokio::spawn(server.run(admin::admin(state, level, mode))),
     ];
     let (workers_gone, gone) = tokio::sync::oneshot::channel::<()>();
-    let shipping = otlp.zip(shipper).map(|(receiver, shipper)| {
+    let shipping = otlp.zip(shipper).map(|(source, shipper)| {
         tokio::spawn(async move {
             let gone = async { drop(gone.await) };
-            shipper.run(receiver, gone, EXPORT_DEADLINE).await;
+            match source {
+                Source::Queue(receiver) => shipper.run(receiver, gone, EXPORT_DEADLINE).await,
+                Source::Spool(spooled, _) => shipper.run_spooled(spooled, gone, EXPORT_DEADLINE).await,
+            }
         })
     });
     let stopped = async {
@@ -273,13 +318,18 @@ fn signal_of(kind: SignalKind) -> Result<tokio::signal::unix::Signal, Error> {
     signal(kind).map_err(Error::System)
 }
 
-fn shipping(export: &crate::config::Export) -> export::otlp::Config {
+fn shipping(export: &crate::config::Export, source: Option<&Source>) -> export::otlp::Config {
+    let stream = source.and_then(|source| match source {
+        Source::Spool(_, stream) => Some((record::key::STREAM.to_owned(), stream.clone())),
+        Source::Queue(_) => None,
+    });
     export::otlp::Config {
         endpoint: export.endpoint.clone(),
         headers: export.headers.clone(),
         timeout: export.timeout,
         roots: export.roots.clone(),
         resource: std::iter::once(("service.name".to_owned(), "picket-proxy".to_owned()))
+            .chain(stream)
             .chain(export.resource.iter().cloned())
             .collect(),
     }

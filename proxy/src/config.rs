@@ -5,6 +5,7 @@
 //! deploy/proxy.example.yaml.
 
 mod print;
+mod spool;
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
@@ -12,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+pub use self::spool::Spool;
 use export::access_log::{Format as LineFormat, Mode};
 use identity::{SpiffeId, TrustDomain};
 use settings::{Document, HostPort, Noted, Section, Setting};
@@ -34,6 +36,8 @@ pub struct Config {
     pub discovery: PathBuf,
     /// Where records go, if anywhere.
     pub export: Option<Export>,
+    /// Where they wait on disk for the collector, if anywhere.
+    pub spool: Option<Spool>,
     /// The log of connections and requests on stdout.
     pub access_log: AccessLog,
     /// The program's own log on stderr.
@@ -210,6 +214,10 @@ impl Config {
         let identity = Identity::read(&root.section("identity"));
         let discovery = root.section("discovery").required("file");
         let export = root.optional_section("export").map(|section| Export::read(&section)).transpose();
+        let spool = root.optional_section("spool").map(|section| Spool::read(&section)).transpose();
+        if matches!((&export, &spool), (Ok(None), Ok(Some(_)))) {
+            root.refuse("spool", "a section `export` beside it: who else would take the records");
+        }
         Ok(Self {
             outbound,
             inbound,
@@ -224,6 +232,7 @@ impl Config {
             identity: identity?,
             discovery: discovery?,
             export: export?,
+            spool: spool?,
         })
     }
 }
@@ -361,6 +370,24 @@ mod tests {
         );
         assert_eq!(config.detect.server_first_ports, SERVER_FIRST_PORTS);
         assert_eq!(config.limits.request_head_bytes, 65536);
+    }
+
+    #[test]
+    fn a_spool_needs_an_export_and_sensible_limits() {
+        let with = |more: &str| load(&format!("{EXAMPLE}{more}"), &[]);
+        let export = "export: {endpoint: 'http://c:1'}\n";
+        let spool = with(&format!("{export}spool: {{dir: /s, sync: 50ms}}\n")).unwrap().spool.unwrap();
+        assert_eq!((spool.max_bytes, spool.sync), (256 << 20, ::spool::Sync::Interval(Duration::from_millis(50))));
+        for (more, path) in [
+            ("spool: {dir: /s}\n".to_owned(), "spool"),
+            (format!("{export}spool: {{}}\n"), "spool.dir"),
+            (format!("{export}spool: {{dir: /s, maxBytes: 5KiB}}\n"), "spool.maxBytes"),
+            (format!("{export}spool: {{dir: /s, sync: 0ms}}\n"), "spool.sync"),
+            (format!("{export}spool: {{dir: /s, onFull: wait}}\n"), "spool.onFull"),
+        ] {
+            let text = telemetry::chain(&with(&more).unwrap_err()).to_string();
+            assert!(text.contains(path), "{path} is not in {text}");
+        }
     }
 
     #[test]

@@ -82,6 +82,9 @@ pub enum ConnectionError {
     /// Too many connections at once.
     #[error("limits.connections is reached")]
     ConnectionLimit,
+    /// There is no room for records.
+    #[error("the spool is full and spool.onFull is refuse")]
+    SpoolFull,
 }
 
 impl ConnectionError {
@@ -134,6 +137,7 @@ impl ConnectionError {
             Self::ServerHttp2(_) => Code::ServerReset,
             Self::Draining => Code::Draining,
             Self::ConnectionLimit => Code::ConnectionLimit,
+            Self::SpoolFull => Code::SpoolFull,
         }
     }
 }

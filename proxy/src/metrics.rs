@@ -7,6 +7,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
+use crate::journal::unix_nanos;
 use record::{Code, Direction};
 use telemetry::metrics::{Exposition, Family, Kind, Metric};
 
@@ -50,6 +51,13 @@ pub const CATALOGUE: &[Metric] = &[
         "Records lost because a queue was full.",
     ),
     metric(
+        "picket_records_sent_total",
+        Kind::Counter,
+        "{record}",
+        &["sink"],
+        "Records that were sent to the sink, each counted once.",
+    ),
+    metric(
         "picket_records_acknowledged_total",
         Kind::Counter,
         "{record}",
@@ -65,6 +73,36 @@ pub const CATALOGUE: &[Metric] = &[
     ),
     metric("picket_record_queue_bytes", Kind::Gauge, "By", &["sink"], "Bytes that wait in a queue."),
     metric("picket_record_queue_limit_bytes", Kind::Gauge, "By", &["sink"], "Bytes that may wait in a queue."),
+    metric(
+        "picket_spool_records_written_total",
+        Kind::Counter,
+        "{record}",
+        &[],
+        "Records written to the spool and synced.",
+    ),
+    metric(
+        "picket_spool_records_lost_total",
+        Kind::Counter,
+        "{record}",
+        &["reason"],
+        "Records that a gap record reports as lost.",
+    ),
+    metric("picket_spool_bytes", Kind::Gauge, "By", &[], "Bytes of the spool's segments."),
+    metric("picket_spool_limit_bytes", Kind::Gauge, "By", &[], "Bytes that they may have."),
+    metric(
+        "picket_spool_oldest_unsent_seconds",
+        Kind::Gauge,
+        "s",
+        &[],
+        "Age of the oldest record that the collector has not acknowledged; 0 when there is none.",
+    ),
+    metric(
+        "picket_spool_full",
+        Kind::Gauge,
+        "{spool}",
+        &[],
+        "1 while connections are refused because the spool is full.",
+    ),
     metric(
         "picket_certificate_remaining_seconds",
         Kind::Gauge,
@@ -187,6 +225,8 @@ pub struct Surroundings<'a> {
     pub connections_max: u64,
     /// The record queues, by name of their sink.
     pub sinks: &'a [(&'static str, Arc<export::Counters>)],
+    /// The spool, where there is one.
+    pub spool: Option<&'a spool::Status>,
     /// Seconds until our certificate ends.
     pub certificate_remaining: u64,
     /// Attempts to get a certificate: succeeded, failed.
@@ -243,6 +283,11 @@ pub fn render(workers: &[Arc<WorkerMetrics>], around: &Surroundings<'_>, out: &m
             "picket_discovery_age_seconds" => {
                 family.sample(&[], around.discovery_age);
             }
+            name if name.starts_with("picket_spool_") => {
+                if let Some(status) = around.spool {
+                    of_spool(&mut family, name, status);
+                }
+            }
             name if metric.labels == ["sink"] => {
                 for (sink, counters) in around.sinks {
                     family.sample(&[sink], queue_number(name, counters));
@@ -295,9 +340,28 @@ fn of_direction(family: &mut Family<'_>, name: &str, workers: &[Arc<WorkerMetric
     }
 }
 
+/// Appends the samples of the spool.
+fn of_spool(family: &mut Family<'_>, name: &str, status: &spool::Status) {
+    let number = match name {
+        "picket_spool_records_lost_total" => {
+            for reason in spool::Reason::ALL {
+                family.sample(&[reason.as_str()], status.lost(reason));
+            }
+            return;
+        }
+        "picket_spool_records_written_total" => status.spooled(),
+        "picket_spool_bytes" => status.bytes(),
+        "picket_spool_limit_bytes" => status.limit_bytes(),
+        "picket_spool_full" => u64::from(status.is_full()),
+        _ => status.oldest_unsent().map_or(0, |since| unix_nanos().saturating_sub(since) / 1_000_000_000),
+    };
+    family.sample(&[], number);
+}
+
 fn queue_number(name: &str, counters: &export::Counters) -> u64 {
     match name {
         "picket_records_dropped_total" => counters.dropped(),
+        "picket_records_sent_total" => counters.sent(),
         "picket_records_acknowledged_total" => counters.acknowledged(),
         "picket_records_rejected_total" => counters.rejected(),
         "picket_record_queue_bytes" => counters.queued_bytes(),
@@ -327,6 +391,7 @@ mod tests {
         let around = Surroundings {
             connections_max: 5,
             sinks: &[],
+            spool: None,
             certificate_remaining: 7,
             renewals: (1, 2),
             renewed_at: 8,

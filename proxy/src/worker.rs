@@ -61,6 +61,7 @@ pub struct Worker {
     connections: RefCell<HashMap<u64, Entry>>,
     accepted: Cell<u64>,
     connections_max: usize,
+    spool: Option<Arc<spool::Status>>,
     denied: watch::Receiver<Arc<DenyList>>,
 }
 
@@ -133,6 +134,8 @@ pub struct Parts {
     pub seed: u128,
     /// Tells when to stop.
     pub drain: Drain,
+    /// How the spool fares, where there is one.
+    pub spool: Option<Arc<spool::Status>>,
     /// Who is denied from now on.
     pub denied: watch::Receiver<Arc<DenyList>>,
 }
@@ -159,6 +162,7 @@ pub fn run(parts: Parts, listeners: Listeners) -> io::Result<()> {
         drain: parts.drain,
         connections: RefCell::default(),
         accepted: Cell::default(),
+        spool: parts.spool,
         denied: parts.denied,
         config: parts.config,
     });
@@ -283,6 +287,7 @@ async fn connection(worker: &Worker, number: u64, direction: Direction, stream: 
     let result = match resolved {
         Err(error) => Err(error),
         Ok(_) if worker.connections.borrow().len() > worker.connections_max => Err(ConnectionError::ConnectionLimit),
+        Ok(_) if worker.spool.as_ref().is_some_and(|spool| spool.is_full()) => Err(ConnectionError::SpoolFull),
         Ok(_) => reported(&account, steps(worker, direction, &account, stream)).await,
     };
     match result {

@@ -139,6 +139,7 @@ codes! {
     ResponseMalformed = "response_malformed", Server, Forward, Some(502), false, "The answer cannot be forwarded safely.";
     ResponseHeadTooLarge = "response_head_too_large", Server, Forward, Some(502), false, "The answer's head is over the limit.";
     ConnectionLimit = "connection_limit", Us, Accept, Some(503), true, "The proxy serves as many connections as it may.";
+    SpoolFull = "spool_full", Us, Accept, Some(503), true, "The spool is full, and without a record there is no traffic (`spool.onFull: refuse`).";
     Draining = "draining", Us, Drain, Some(503), true, "The proxy stopped before this was done.";
     CredentialsUnavailable = "credentials_unavailable", Us, Tls, Some(503), true, "The proxy has no valid certificate.";
     Internal = "internal", Us, Forward, Some(500), false, "A fault of the proxy.";

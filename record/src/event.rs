@@ -1,4 +1,5 @@
-//! Events that are neither connections nor requests: acts of the control plane, operational trouble.
+//! Events that are neither connections nor requests: acts of the control plane, operational trouble, and what a spool says
+//! about the records themselves.
 
 use crate::{
     Uid, key,
@@ -12,6 +13,10 @@ pub enum EventName {
     Issuance,
     /// An operator should look.
     Alert,
+    /// Records were lost: which, how many, why.
+    Gap,
+    /// A stretch of the chain of records is sealed by a signature.
+    Checkpoint,
 }
 
 impl EventName {
@@ -20,6 +25,8 @@ impl EventName {
         match self {
             Self::Issuance => "picket.issuance",
             Self::Alert => "picket.alert",
+            Self::Gap => "picket.gap",
+            Self::Checkpoint => "picket.checkpoint",
         }
     }
 }

@@ -140,6 +140,32 @@ pub const ALERT_SUBJECT: &str = "picket.alert.subject";
 pub const CLOCK_AUTHORITY: &str = "picket.clock.authority";
 /// The proxy's clock, RFC 3339.
 pub const CLOCK_PROXY: &str = "picket.clock.proxy";
+/// Number of the record in its stream, from 1; a missing number is a missing record.
+pub const SEQUENCE: &str = "picket.sequence";
+/// Attribute of the resource: whose numbers these are.
+pub const STREAM: &str = "picket.stream.id";
+/// Number of the first record that was lost.
+pub const GAP_FIRST: &str = "picket.gap.first";
+/// Number of the last one.
+pub const GAP_LAST: &str = "picket.gap.last";
+/// How many were lost.
+pub const GAP_RECORDS: &str = "picket.gap.records";
+/// They were written after this, in nanoseconds since 1970 UTC.
+pub const GAP_SINCE: &str = "picket.gap.since";
+/// And not after this.
+pub const GAP_UNTIL: &str = "picket.gap.until";
+/// `spool_full`, `age`, `disk_low`, `queue_full`, `write_failed`, `sync_failed`, `damaged`, `vanished` or `malformed`.
+pub const GAP_REASON: &str = "picket.gap.reason";
+/// Number of the first record that is sealed.
+pub const CHECKPOINT_FIRST: &str = "picket.checkpoint.first";
+/// Number of the last one.
+pub const CHECKPOINT_LAST: &str = "picket.checkpoint.last";
+/// Chain digest after the last one, hexadecimal (docs/formats/segment.md).
+pub const CHECKPOINT_DIGEST: &str = "picket.checkpoint.digest";
+/// Signature by the workload's own key, base64.
+pub const CHECKPOINT_SIGNATURE: &str = "picket.checkpoint.signature";
+/// The leaf whose key signed, base64 of its DER.
+pub const CHECKPOINT_CERTIFICATE: &str = "picket.checkpoint.certificate";
 
 /// Names and meanings, in the order of the documented table.
 pub const ALL: &[(&str, &str)] = &[
@@ -196,10 +222,12 @@ pub const ALL: &[(&str, &str)] = &[
     (DURATION, "seconds in all"),
     (REQUESTS, "requests on the connection"),
     (UPGRADED, "protocol that the connection switched to"),
+    (SEQUENCE, "number of the record in its stream, from 1; a missing number is a missing record"),
+    (STREAM, "attribute of the resource: whose numbers these are"),
     (TRUNCATED, "true where a text was cut at its limit"),
 ];
 
-/// Names and meanings in `picket.issuance` and `picket.alert`, in the order of the documented table.
+/// Names and meanings in `picket.issuance`, `picket.alert`, `picket.gap` and `picket.checkpoint`, in the order of the documented table.
 pub const EVENTS: &[(&str, &str)] = &[
     (ISSUANCE_RESULT, "`issued` or `refused`"),
     (ERROR_TYPE, "why it was refused, from a closed list (the `reason` of the counter)"),
@@ -221,7 +249,23 @@ pub const EVENTS: &[(&str, &str)] = &[
     (ALERT_SUBJECT, "which one it is about, where there are several"),
     (CLOCK_AUTHORITY, "the authority's clock, RFC 3339"),
     (CLOCK_PROXY, "the proxy's clock, RFC 3339"),
+    (GAP_FIRST, "number of the first record that was lost"),
+    (GAP_LAST, "number of the last one"),
+    (GAP_RECORDS, "how many were lost"),
+    (GAP_SINCE, "they were written after this, in nanoseconds since 1970 UTC"),
+    (GAP_UNTIL, "and not after this"),
+    (
+        GAP_REASON,
+        "`spool_full`, `age`, `disk_low`, `queue_full`, `write_failed`, `sync_failed`, `damaged`, `vanished` or `malformed`",
+    ),
+    (CHECKPOINT_FIRST, "number of the first record that is sealed"),
+    (CHECKPOINT_LAST, "number of the last one"),
+    (CHECKPOINT_DIGEST, "chain digest after the last one, hexadecimal (docs/formats/segment.md)"),
+    (CHECKPOINT_SIGNATURE, "signature by the workload's own key, base64"),
+    (CHECKPOINT_CERTIFICATE, "the leaf whose key signed, base64 of its DER"),
     (LOG_RECORD_UID, "ULID of the record; the same in every copy"),
+    (SEQUENCE, "number of the record in its stream, from 1; a missing number is a missing record"),
+    (STREAM, "attribute of the resource: whose numbers these are"),
     (TRUNCATED, "true where a text was cut at its limit"),
 ];
 

@@ -15,6 +15,7 @@ mod context;
 mod connection;
 mod request;
 mod event;
+pub mod field;
 pub mod line;
 
 pub use code::{Code, Side, Step};

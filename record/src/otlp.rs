@@ -172,9 +172,14 @@ pub(crate) struct Head {
     pub(crate) trace: Option<([u8; 16], [u8; 8], u8)>,
 }
 
+/// Appends one finished `ScopeLogs.log_records` field with what `write` appends.
+pub(crate) fn record_field(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+    nested::<3>(out, tag(2, BYTES), write);
+}
+
 /// Appends one finished `ScopeLogs.log_records` field.
 pub(crate) fn log_record(out: &mut Vec<u8>, head: &Head, attributes: impl FnOnce(Attributes<'_>)) {
-    nested::<3>(out, tag(2, BYTES), |out| {
+    record_field(out, |out| {
         out.push(tag(1, FIXED64));
         out.extend_from_slice(&head.time_unix_nano.to_le_bytes());
         let (number, text) = match head.severity {

@@ -174,6 +174,24 @@ fn a_line_of_text_shows_what_people_look_for() {
     );
 }
 
+#[test]
+fn a_numbered_record_is_the_same_record_with_its_number() {
+    let (context, mut out, mut numbered) = (context(), Vec::new(), Vec::new());
+    request(&context, "/a", None).encode(&mut out);
+    request(&context, "/b", None).encode(&mut out);
+    for (content, sequence) in field::contents(&out).zip([1, u64::MAX >> 1]) {
+        field::append_numbered(&mut numbered, content.unwrap(), sequence).unwrap();
+    }
+    let (plain, numbered) = (decode(&out), decode(&numbered));
+    for (mut record, (plain, sequence)) in numbered.into_iter().zip(plain.into_iter().zip([1, i64::MAX])) {
+        assert_eq!(value(&record, key::SEQUENCE), Some(&Value::IntValue(sequence)));
+        record.attributes.pop();
+        assert_eq!(record, plain);
+    }
+    let mut untouched = Vec::new();
+    assert!(field::append_numbered(&mut untouched, &vec![0; field::BYTES_MAX], 1).is_err() && untouched.is_empty());
+}
+
 proptest! {
     #[test]
     fn any_text_survives_or_is_marked_as_cut(path in "\\PC{0,3000}", detail in ".{0,2000}") {

@@ -47,6 +47,8 @@ pub struct Settings {
     pub plaintext: Plaintext,
     /// Where records go by OTLP/gRPC; `None` exports nothing.
     pub collector: Option<SocketAddr>,
+    /// Each proxy keeps its records in a spool of its own, with these keys of its section besides `dir`.
+    pub spool: Option<Value>,
     /// Directives of the proxies' own log, for example `info`.
     pub log_level: String,
     /// Worker threads per proxy.
@@ -62,6 +64,7 @@ impl Default for Settings {
         Self {
             plaintext: Plaintext::Strict,
             collector: None,
+            spool: None,
             log_level: "info".to_owned(),
             workers: 1,
             programs: None,
@@ -319,17 +322,40 @@ impl Mesh {
             "workers": settings.workers,
             "drainTimeout": format!("{}ms", settings.drain_timeout.as_millis()),
         });
-        let config = with_export(config, settings.collector);
+        let mut config = with_export(config, settings.collector);
+        if let Some(spool) = &settings.spool {
+            config["spool"] = spool.clone();
+            config["spool"]["dir"] = json!(own.join("spool"));
+        }
         let file = self.directory.write(&format!("{name}.yaml"), &serde_json::to_string_pretty(&config)?)?;
 
         let entry = self.pods.get_mut(name).context("the pod was made before")?;
         let mut redirect = entry.pod.command(0, proxy);
         redirect.args(["redirect", "--proxy-uid", &PROXY_UID.to_string()]).args(&workload.redirect);
         run(&mut redirect)?;
+        self.spawn_proxy(name, proxy, &file)
+    }
+
+    fn spawn_proxy(&mut self, name: &str, proxy: &Path, config: &Path) -> Result<()> {
+        let entry = self.pods.get_mut(name).context("the pod was made before")?;
         let mut command = entry.pod.command(PROXY_UID, proxy);
-        command.arg("run").arg("--config").arg(file);
+        command.arg("run").arg("--config").arg(config);
         entry.proxy = Some(Process::spawn(&format!("{name}-proxy"), command, &self.directory)?);
         Ok(())
+    }
+
+    /// Kills a pod's proxy without a warning, starts it again with the same configuration, and waits until it is ready.
+    ///
+    /// # Errors
+    /// When the pod has no proxy, or it does not come back.
+    pub fn kill_and_restart(&mut self, name: &str) -> Result<()> {
+        let entry = self.pods.get_mut(name).with_context(|| format!("there is no pod {name}"))?;
+        let mut proxy = entry.proxy.take().with_context(|| format!("{name} has no proxy"))?;
+        proxy.signal(Signal::KILL)?;
+        proxy.wait(START_DEADLINE)?;
+        let (program, config) = (self.directory.path().join("picket-proxy"), format!("{name}.yaml"));
+        self.spawn_proxy(name, &program, &self.directory.path().join(config))?;
+        self.wait_ready(name)
     }
 
     fn wait_ready(&mut self, name: &str) -> Result<()> {

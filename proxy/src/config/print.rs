@@ -48,6 +48,9 @@ impl Config {
         if let Some(export) = &self.export {
             root["export"] = export.to_json();
         }
+        if let Some(spool) = &self.spool {
+            root["spool"] = spool.to_json();
+        }
         settings::to_yaml(&root)
     }
 }
@@ -84,12 +87,12 @@ impl Export {
 }
 
 /// The word that means `value`.
-fn word<T: PartialEq>(words: &[(&'static str, T)], value: T) -> &'static str {
+pub(super) fn word<T: PartialEq>(words: &[(&'static str, T)], value: T) -> &'static str {
     words.iter().find(|(_, meaning)| *meaning == value).map_or("", |(word, _)| word)
 }
 
 /// As the file has it: whole seconds where they are.
-fn duration(duration: Duration) -> String {
+pub(super) fn duration(duration: Duration) -> String {
     match (duration.as_secs(), duration.subsec_millis()) {
         (seconds, 0) => format!("{seconds}s"),
         (_, _) => format!("{}ms", duration.as_millis()),
@@ -111,7 +114,8 @@ mod tests {
 
     #[test]
     fn what_is_printed_reads_as_the_same_configuration() {
-        let export = "export: {endpoint: 'https://c:1', roots: /r.pem, timeout: 250ms, resource: {a.b: '0755'}}\n";
+        let export = "export: {endpoint: 'https://c:1', roots: /r.pem, timeout: 250ms, resource: {a.b: '0755'}}\n\
+                      spool: {dir: /s, maxBytes: 1MiB, sync: always, onFull: refuse}\n";
         let strict = [("PICKET_INBOUND_PLAINTEXT", "strict"), ("PICKET_LOG_LEVEL", "info,h2=debug")];
         for (text, environment) in [(EXAMPLE.to_owned(), &[][..]), (format!("{EXAMPLE}{export}"), &strict[..])] {
             let config = load(&text, environment);

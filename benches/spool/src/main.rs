@@ -1,0 +1,254 @@
+//! `picket-bench-spool DIRECTORY`: what a record costs on its way into the spool, beside redb in the same run.
+//!
+//! Promises: both write the same batches to the same disk and sync at the same times; they take turns, and a figure is the
+//! median of its rounds. CPU is what the process used (CLOCK_PROCESS_CPUTIME_ID), the kernel's work for its writes and
+//! syncs included. Run it on a quiet disk, in a build with `--release`.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant, UNIX_EPOCH},
+};
+
+use anyhow::{Context, Result, ensure};
+use record::{
+    Code, ContextAttributes, Decision, DetectedBy, Direction, EstablishedBy, HttpVersion, Protocol, Request, Tls,
+    UidSource,
+};
+use redb::{Database, Durability, ReadableDatabase, ReadableTableMetadata, TableDefinition};
+use spool::{Config, Disk, OnFull, Spool, Sync};
+
+const RECORDS: u64 = 300_000;
+/// What a worker hands over at once.
+const BATCH_BYTES: usize = 64 << 10;
+const INTERVAL: Duration = Duration::from_millis(100);
+const ROUNDS: usize = 5;
+const TABLE: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("records");
+
+/// When the disk has to hold what was written.
+#[derive(Clone, Copy)]
+enum When {
+    /// Every 100 ms.
+    Interval,
+    /// After each batch.
+    Always,
+}
+
+#[derive(Clone, Copy)]
+struct Cost {
+    cpu_nanos: f64,
+    per_second: f64,
+}
+
+fn main() -> Result<()> {
+    let directory = std::env::args().nth(1).context("usage: picket-bench-spool DIRECTORY")?;
+    let directory = PathBuf::from(directory).join(format!("picket-bench-spool-{}", std::process::id()));
+    std::fs::create_dir(&directory)?;
+    let result = measure(&directory);
+    std::fs::remove_dir_all(&directory)?;
+    result
+}
+
+fn measure(directory: &Path) -> Result<()> {
+    let batches = batches();
+    let bytes: usize = batches.iter().map(|(_, fields)| fields.len()).sum();
+    println!("{RECORDS} records of {} bytes, {} batches, {ROUNDS} rounds", bytes as u64 / RECORDS, batches.len());
+    println!("encode, on the request thread: {:.0} ns/record", encode_nanos());
+    for (when, name) in [(When::Interval, "sync each 100 ms"), (When::Always, "sync each batch")] {
+        let (mut spool, mut redb) = (Vec::new(), Vec::new());
+        for round in 0..ROUNDS {
+            spool.push(run_spool(&directory.join(format!("spool-{round}")), &batches, when)?);
+            redb.push(run_redb(&directory.join(format!("redb-{round}")), &batches, when)?);
+        }
+        show("spool", name, &spool);
+        show("redb", name, &redb);
+    }
+    let (nanos, per_second) = run_reader(&directory.join("reader"), &batches)?;
+    println!("reader: {nanos:.0} ns/record, {per_second:.0} records/s");
+    Ok(())
+}
+
+fn show(what: &str, when: &str, costs: &[Cost]) {
+    let median = |of: fn(&Cost) -> f64| {
+        let mut values: Vec<f64> = costs.iter().map(of).collect();
+        values.sort_by(f64::total_cmp);
+        values[values.len() / 2]
+    };
+    let (cpu, rate) = (median(|cost| cost.cpu_nanos), median(|cost| cost.per_second));
+    println!("{what}, {when}: {cpu:.0} ns CPU/record, {:.0} records/s per core, {rate:.0} records/s wall", 1e9 / cpu);
+}
+
+/// CPU time of this process.
+fn cpu() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+fn now() -> u64 {
+    UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos() as u64)
+}
+
+/// Runs `work` and divides what it took by the records.
+fn cost(work: impl FnOnce() -> Result<()>) -> Result<Cost> {
+    let (started, before) = (Instant::now(), cpu());
+    work()?;
+    let cpu_nanos = (cpu() - before).as_nanos() as f64 / RECORDS as f64;
+    Ok(Cost { cpu_nanos, per_second: RECORDS as f64 / started.elapsed().as_secs_f64() })
+}
+
+fn config(when: When) -> Config {
+    Config {
+        max_bytes: 1 << 30,
+        max_age: Duration::from_secs(3600),
+        min_free_bytes: 0,
+        sync: match when {
+            When::Interval => Sync::Interval(INTERVAL),
+            When::Always => Sync::Always,
+        },
+        on_full: OnFull::DropOldest,
+        uid_seed: 1,
+    }
+}
+
+fn run_spool(directory: &Path, batches: &[(u32, Vec<u8>)], when: When) -> Result<Cost> {
+    let (mut spool, _reader, _) = Spool::open(Arc::new(Disk::open(directory)?), config(when), now())?;
+    let cost = cost(|| {
+        let mut synced = Instant::now();
+        for (records, fields) in batches {
+            spool.append(now(), *records, fields)?;
+            if synced.elapsed() >= INTERVAL {
+                spool.sync()?;
+                synced = Instant::now();
+            }
+        }
+        Ok(spool.sync()?)
+    })?;
+    ensure!(spool.status().spooled() == RECORDS, "not all records are in the spool");
+    std::fs::remove_dir_all(directory)?;
+    Ok(cost)
+}
+
+fn run_redb(file: &Path, batches: &[(u32, Vec<u8>)], when: When) -> Result<Cost> {
+    let database = Database::create(file)?;
+    let cost = cost(|| {
+        let (mut synced, mut next) = (Instant::now(), 0);
+        for (at, (_, fields)) in batches.iter().enumerate() {
+            let mut transaction = database.begin_write()?;
+            let due = matches!(when, When::Always) || synced.elapsed() >= INTERVAL || at + 1 == batches.len();
+            transaction.set_durability(if due { Durability::Immediate } else { Durability::None })?;
+            let mut table = transaction.open_table(TABLE)?;
+            for content in record::field::contents(fields).flatten() {
+                table.insert(next, content)?;
+                next += 1;
+            }
+            drop(table);
+            transaction.commit()?;
+            if due {
+                synced = Instant::now();
+            }
+        }
+        Ok(())
+    })?;
+    ensure!(database.begin_read()?.open_table(TABLE)?.len()? == RECORDS, "not all records are in redb");
+    drop(database);
+    std::fs::remove_file(file)?;
+    Ok(cost)
+}
+
+/// What it costs to get records out again, as the shipper does.
+fn run_reader(directory: &Path, batches: &[(u32, Vec<u8>)]) -> Result<(f64, f64)> {
+    let (mut spool, mut reader, _) = Spool::open(Arc::new(Disk::open(directory)?), config(When::Interval), now())?;
+    for (records, fields) in batches {
+        spool.append(now(), *records, fields)?;
+    }
+    spool.sync()?;
+    let cost = cost(|| {
+        while let Some(chunk) = reader.next(3 << 20)? {
+            reader.acknowledge(&chunk)?;
+        }
+        Ok(())
+    })?;
+    ensure!(spool.status().acknowledged() == RECORDS, "not all records came out again");
+    Ok((cost.cpu_nanos, cost.per_second))
+}
+
+/// The records of a busy proxy, in batches as workers make them.
+fn batches() -> Vec<(u32, Vec<u8>)> {
+    let (context, mut uids, mut batches) = (context(), UidSource::new(9), Vec::new());
+    let (mut records, mut fields) = (0, Vec::new());
+    for number in 0..RECORDS {
+        encode(&context, &mut uids, number, &mut fields);
+        records += 1;
+        if fields.len() >= BATCH_BYTES || number + 1 == RECORDS {
+            batches.push((std::mem::take(&mut records), std::mem::take(&mut fields)));
+        }
+    }
+    batches
+}
+
+fn encode_nanos() -> f64 {
+    let (context, mut uids, mut out) = (context(), UidSource::new(9), Vec::with_capacity(1 << 20));
+    let before = cpu();
+    for number in 0..RECORDS {
+        if out.len() >= BATCH_BYTES {
+            out.clear();
+        }
+        encode(&context, &mut uids, number, &mut out);
+    }
+    (cpu() - before).as_nanos() as f64 / RECORDS as f64
+}
+
+fn encode(context: &ContextAttributes, uids: &mut UidSource, number: u64, out: &mut Vec<u8>) {
+    let started = 1_764_000_000_000_000_000 + number * 1000;
+    let uid = uids.next(started / 1_000_000);
+    Request {
+        uid,
+        connection: uid,
+        context,
+        started_unix_nanos: started,
+        ended_unix_nanos: started + 1_000_000,
+        method: "GET",
+        path: "/api/v1/orders/4711",
+        authority: Some("orders.shop:8080"),
+        http_version: HttpVersion::Http11,
+        status: Some(200),
+        grpc_status: None,
+        is_grpc: false,
+        request_body_bytes: 0,
+        response_body_bytes: 1234,
+        first_byte: Some(Duration::from_micros(800)),
+        duration: Duration::from_micros(1000),
+        resends: 0,
+        trace: Some(([1; 16], [2; 8], 1)),
+        code: Code::Ok,
+        detail: None,
+        upgraded: None,
+    }
+    .encode(out);
+}
+
+fn context() -> ContextAttributes {
+    record::Context {
+        direction: Direction::Outbound,
+        source: ([10, 0, 0, 1], 40_000).into(),
+        destination: ([10, 96, 0, 7], 80).into(),
+        upstream: Some(([10, 244, 0, 3], 8080).into()),
+        service: Some("orders.shop"),
+        client_workload: Some("frontend-6d4b75cb6d-hx8zn"),
+        server_workload: Some("orders-5f7d8c9b4-abcde"),
+        client_identity: Some(("spiffe://example.org/ns/shop/sa/frontend", EstablishedBy::OwnCertificate)),
+        server_identity: Some(("spiffe://example.org/ns/shop/sa/orders", EstablishedBy::MutualTls)),
+        tls: Some(Tls {
+            version: "1.3",
+            cipher: "TLS_AES_128_GCM_SHA256",
+            group: "X25519MLKEM768",
+            alpn: "picket/http1",
+        }),
+        server_name: None,
+        protocol: Protocol::Http1,
+        detected_by: DetectedBy::Hint,
+        decision: Decision::Meshed,
+        decision_reason: "proved",
+    }
+    .encode()
+}

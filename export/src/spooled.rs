@@ -1,0 +1,146 @@
+//! The spool between the workers' queue and the shipper: a thread that writes and syncs, and the way back to the reader.
+//!
+//! Promises: the queue in front is bounded and its sender never waits; what it drops gets numbers too, and a gap record; a
+//! spool that failed is opened again, at most once a second; each trouble is one log line when it begins and one when it
+//! is over.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant, UNIX_EPOCH},
+};
+
+use spool::{Reader, Reason, Spool, Sync};
+use tokio::sync::Notify;
+
+use crate::{Counters, Receiver, queue::Waited};
+
+/// How often what is old or acknowledged is removed, the free disk looked at, and a failed spool opened again.
+const TICK: Duration = Duration::from_secs(1);
+
+/// The reading end of a spool that a thread writes.
+#[derive(Debug)]
+pub struct Spooled {
+    /// Away only while it reads.
+    pub(crate) reader: Option<Reader>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) signals: Arc<Signals>,
+    thread: JoinHandle<()>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Signals {
+    /// Something was synced, or the writer has ended.
+    pub(crate) synced: Notify,
+    pub(crate) ended: AtomicBool,
+}
+
+impl Spooled {
+    /// Writes what comes out of `receiver` into `spool`, until all senders are gone and the queue is empty.
+    ///
+    /// # Errors
+    /// When the system refuses a thread.
+    pub fn spawn(receiver: Receiver, spool: Spool, reader: Reader, sync: Sync) -> std::io::Result<Self> {
+        let (counters, signals) = (Arc::clone(receiver.counters()), Arc::<Signals>::default());
+        let interval = match sync {
+            Sync::Always => TICK,
+            Sync::Interval(interval) => interval.min(TICK),
+        };
+        let writer = Writer { receiver, spool, interval, signals: Arc::clone(&signals), lost: 0, trouble: false };
+        let thread = std::thread::Builder::new().name("spool".to_owned()).spawn(move || writer.run())?;
+        Ok(Self { reader: Some(reader), counters, signals, thread })
+    }
+
+    /// Waits until everything is written and the spool is closed; to be called when the senders are gone.
+    pub(crate) fn join(self) {
+        // A panic there was logged by the runtime.
+        let _ended = self.thread.join();
+    }
+}
+
+struct Writer {
+    receiver: Receiver,
+    spool: Spool,
+    interval: Duration,
+    signals: Arc<Signals>,
+    /// Records that the queue has dropped, as far as they have numbers.
+    lost: u64,
+    /// Something fails, and was said.
+    trouble: bool,
+}
+
+impl Writer {
+    fn run(mut self) {
+        let (mut synced, mut ticked) = (Instant::now(), Instant::now());
+        loop {
+            let deadline = synced + self.interval;
+            match self.receiver.recv_until(deadline) {
+                Waited::Batch(batch) => {
+                    self.count_dropped();
+                    let done = self.spool.append(now(), batch.records, &batch.fields);
+                    self.note(done);
+                }
+                Waited::Nothing => {}
+                Waited::Ended => break,
+            }
+            let at = Instant::now();
+            if at >= deadline {
+                self.sync();
+                synced = at;
+            }
+            if at >= ticked + TICK {
+                self.tick();
+                ticked = at;
+            }
+        }
+        self.count_dropped();
+        self.tick();
+        let done = self.spool.close(now());
+        self.note(done);
+        self.signals.ended.store(true, Relaxed);
+        self.signals.synced.notify_one();
+    }
+
+    fn count_dropped(&mut self) {
+        let dropped = self.receiver.counters().dropped();
+        self.spool.lose(now(), dropped.saturating_sub(self.lost), Reason::QueueFull);
+        self.lost = dropped;
+    }
+
+    fn sync(&mut self) {
+        if !self.spool.is_failed() {
+            let done = self.spool.sync();
+            self.note(done);
+            self.signals.synced.notify_one();
+        }
+    }
+
+    fn tick(&mut self) {
+        self.count_dropped();
+        let done = if self.spool.is_failed() { self.spool.reopen(now()) } else { Ok(()) };
+        let done = done.and_then(|()| self.spool.tick(now()));
+        let fine = done.is_ok();
+        self.note(done);
+        if self.trouble && fine {
+            self.trouble = false;
+            tracing::info!("the spool takes records again; what was lost meanwhile is in gap records");
+        }
+    }
+
+    /// Says once that something fails.
+    fn note(&mut self, done: Result<(), spool::Error>) {
+        if let Err(error) = done
+            && !std::mem::replace(&mut self.trouble, true)
+        {
+            let error: &dyn std::error::Error = &error;
+            tracing::error!(error, "the spool loses records; each will be in a gap record");
+        }
+    }
+}
+
+fn now() -> u64 {
+    UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos() as u64)
+}

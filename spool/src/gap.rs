@@ -1,0 +1,132 @@
+//! A stretch of records that were lost, and the record that says so.
+
+use record::{Event, EventName, Severity, Uid, Value, field, key, line};
+
+/// Why records were lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// The spool held as much as it may.
+    SpoolFull,
+    /// They were kept as long as they may be.
+    Age,
+    /// The file system had too little room.
+    DiskLow,
+    /// The queue in front of the spool was full.
+    QueueFull,
+    /// A write failed.
+    WriteFailed,
+    /// A sync failed, or the spool was not opened again yet.
+    SyncFailed,
+    /// Their bytes are damaged.
+    Damaged,
+    /// Somebody else removed their segment, or it was removed when the process was killed.
+    Vanished,
+    /// They were no records.
+    Malformed,
+}
+
+impl Reason {
+    /// Every reason.
+    pub const ALL: [Self; 9] = [
+        Self::SpoolFull,
+        Self::Age,
+        Self::DiskLow,
+        Self::QueueFull,
+        Self::WriteFailed,
+        Self::SyncFailed,
+        Self::Damaged,
+        Self::Vanished,
+        Self::Malformed,
+    ];
+
+    /// The word in records and labels.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::SpoolFull => "spool_full",
+            Self::Age => "age",
+            Self::DiskLow => "disk_low",
+            Self::QueueFull => "queue_full",
+            Self::WriteFailed => "write_failed",
+            Self::SyncFailed => "sync_failed",
+            Self::Damaged => "damaged",
+            Self::Vanished => "vanished",
+            Self::Malformed => "malformed",
+        }
+    }
+}
+
+/// Records that were lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gap {
+    /// The number of the first one.
+    pub first: u64,
+    /// The number of the last one.
+    pub last: u64,
+    /// How many they are; less than the numbers say where some of them stand in another gap already.
+    pub records: u64,
+    /// They were written after this.
+    pub since: u64,
+    /// And not after this, both in nanoseconds since 1970 UTC.
+    pub until: u64,
+    /// Why.
+    pub reason: Reason,
+}
+
+impl Gap {
+    /// Takes in a gap that goes on where this one ends; false if it does not.
+    pub(crate) fn extend(&mut self, next: &Self) -> bool {
+        let goes_on = self.reason == next.reason && self.last + 1 == next.first;
+        if goes_on {
+            self.last = next.last;
+            self.records += next.records;
+            self.until = self.until.max(next.until);
+        }
+        goes_on
+    }
+
+    /// Appends the record that reports this gap, as a finished field without a number.
+    pub(crate) fn encode(&self, uid: Uid, time_unix_nanos: u64, out: &mut Vec<u8>) {
+        let attributes = [
+            (key::GAP_FIRST, Value::Int(self.first)),
+            (key::GAP_LAST, Value::Int(self.last)),
+            (key::GAP_RECORDS, Value::Int(self.records)),
+            (key::GAP_SINCE, Value::Int(self.since)),
+            (key::GAP_UNTIL, Value::Int(self.until)),
+            (key::GAP_REASON, Value::Text(self.reason.as_str())),
+        ];
+        Event { uid, name: EventName::Gap, time_unix_nanos, severity: Severity::Warn, attributes: &attributes }
+            .encode(out);
+    }
+
+    /// Reads the record that reports a gap.
+    pub fn decode(fields: &[u8]) -> Option<Self> {
+        let content = field::contents(fields).next()?.ok()?;
+        let find = |name: &str| line::attributes(content).find(|(key, _)| *key == name).map(|(_, value)| value);
+        let int = |name: &str| if let line::Attribute::Int(number) = find(name)? { Some(number as u64) } else { None };
+        let line::Attribute::Text(word) = find(key::GAP_REASON)? else { return None };
+        let reason = Reason::ALL.into_iter().find(|reason| reason.as_str() == word);
+        Some(Self {
+            first: int(key::GAP_FIRST)?,
+            last: int(key::GAP_LAST)?,
+            records: int(key::GAP_RECORDS)?,
+            since: int(key::GAP_SINCE)?,
+            until: int(key::GAP_UNTIL)?,
+            reason: reason?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gap_is_read_as_it_was_written() {
+        for reason in Reason::ALL {
+            let gap = Gap { first: 3, last: 9, records: 5, since: 1, until: u64::MAX >> 1, reason };
+            let mut out = Vec::new();
+            gap.encode(record::UidSource::new(1).next(1), 7, &mut out);
+            assert_eq!(Gap::decode(&out), Some(gap));
+        }
+    }
+}

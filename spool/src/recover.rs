@@ -1,0 +1,253 @@
+//! Opening a spool: what is kept, what is cut, what was lost (docs/formats/segment.md, "Recovery").
+
+use std::{collections::VecDeque, sync::Arc};
+
+use record::UidSource;
+
+use crate::{
+    Config, Error, Gap, Reader, Reason, Spool, Storage, Tip,
+    append::random,
+    chain,
+    cursor::Cursor,
+    retain::content,
+    segment::{self, HEADER_BYTES, Header, Kind, Scan, Scanned},
+    shared::{Segment, Shared, State},
+    storage,
+};
+
+/// The end of the last segment was not whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Torn {
+    /// The segment's file.
+    pub segment: String,
+    /// Where the cut is.
+    pub offset: u64,
+    /// Bytes that were cut off.
+    pub bytes: u64,
+}
+
+/// What opening found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// Segments that are kept.
+    pub segments: usize,
+    /// Bytes in them.
+    pub bytes: u64,
+    /// Torn tails that were cut.
+    pub torn: Vec<Torn>,
+    /// Records that are known to be lost; a gap is reported.
+    pub lost: Option<Gap>,
+}
+
+/// One file of the directory.
+struct Found {
+    segment: Segment,
+    header: Option<Header>,
+}
+
+impl Spool {
+    /// Opens the spool that `storage` holds, at the Unix time `now` in nanoseconds.
+    ///
+    /// # Errors
+    /// When the storage cannot be read, or a torn tail cannot be cut.
+    pub fn open(store: Arc<dyn Storage>, config: Config, now: u64) -> Result<(Self, Reader, Recovery), Error> {
+        let config = Config { max_bytes: config.max_bytes.max(256 << 10), ..config };
+        let mut found = list(&*store)?;
+        let mut recovery = Recovery::default();
+        let stream = found.iter().find_map(|found| found.header).map_or_else(new_stream, |header| header.stream);
+        let tip = recover_end(&*store, &mut found, &mut recovery)?;
+        let cursor = Cursor::load(&*store).map_err(storage("the cursor cannot be read"))?;
+        let segments: VecDeque<_> = found.into_iter().map(|found| found.segment).collect();
+        let oldest = segments.front().map(|segment| segment.first);
+        let cursor = cursor.unwrap_or(Cursor { next: oldest.unwrap_or(tip.next), ..Cursor::default() });
+        // What was acknowledged was synced; a number that left us is not given again.
+        let tip = Tip { next: tip.next.max(cursor.next), ..tip };
+        recovery.segments = segments.len();
+        recovery.bytes = segments.iter().map(|segment| segment.bytes).sum();
+        recovery.lost = vanished(&*store, &segments, &cursor, &tip, now);
+        let unsent = segments.iter().find(|segment| segment.last >= cursor.next);
+        let oldest_unsent = unsent.map_or(0, |segment| segment.since);
+        let state = State { segments, cursor, cursor_unwritten: true, taken: cursor.next, unreported: Vec::new() };
+        let shared = Arc::new(Shared::new(store, state, config.max_bytes));
+        shared.status.bytes.store(recovery.bytes, std::sync::atomic::Ordering::Relaxed);
+        shared.status.oldest_unsent.store(oldest_unsent, std::sync::atomic::Ordering::Relaxed);
+        if let Some(gap) = recovery.lost {
+            shared.lose(gap);
+        }
+        let spool = Self {
+            shared: Arc::clone(&shared),
+            config,
+            stream,
+            active: None,
+            tip,
+            synced: tip,
+            unsynced: 0,
+            unsynced_reports: Vec::new(),
+            failed: false,
+            disk_low: false,
+            uids: UidSource::new(config.uid_seed),
+            buffer: Vec::new(),
+        };
+        spool.mark_full();
+        Ok((spool, Reader::new(shared, cursor.next), recovery))
+    }
+
+    /// Makes a spool that failed usable again: cuts what is not trusted, finds out what is gone, begins a new segment.
+    ///
+    /// # Errors
+    /// When that is not possible yet; the spool stays as it is.
+    pub fn reopen(&mut self, now: u64) -> Result<(), Error> {
+        let store = Arc::clone(&self.shared.storage);
+        store.reopen().map_err(storage("the spool's directory cannot be used"))?;
+        if let Some(active) = &self.active {
+            match store.truncate(&active.segment.name(), active.segment.bytes) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(storage("what was not synced cannot be cut off")(error));
+                }
+                Ok(()) | Err(_) => {}
+            }
+        }
+        let names = store.list().map_err(storage("the spool's directory cannot be read"))?;
+        let gone: Vec<Segment> = {
+            let mut state = self.shared.lock();
+            let all = std::mem::take(&mut state.segments);
+            let (kept, gone): (VecDeque<_>, VecDeque<_>) =
+                all.into_iter().partition(|segment| names.contains(&segment.name()));
+            state.segments = kept;
+            gone.into_iter().filter(|segment| segment.last >= state.taken).collect()
+        };
+        let taken = self.shared.lock().taken;
+        for Segment { first, last, since, until, .. } in gone {
+            let first = first.max(taken);
+            self.shared.lose(Gap { first, last, records: last + 1 - first, since, until, reason: Reason::Vanished });
+        }
+        self.active = None;
+        let bytes = self.shared.lock().segments.iter().map(|segment| segment.bytes).sum();
+        self.shared.status.bytes.store(bytes, std::sync::atomic::Ordering::Relaxed);
+        self.synced = self.tip;
+        // Begun before anything is promised again: it shows that files can be made and synced.
+        self.failed = false;
+        if let Err(error) = self.begin_segment(now) {
+            self.failed = true;
+            return Err(error);
+        }
+        self.mark_full();
+        Ok(())
+    }
+
+    /// Reports and syncs what there is; for the end.
+    ///
+    /// # Errors
+    /// When that is not possible.
+    pub fn close(&mut self, now: u64) -> Result<(), Error> {
+        self.tick(now)?;
+        self.sync()
+    }
+}
+
+fn new_stream() -> [u8; 16] {
+    let mut stream = [0; 16];
+    stream[..8].copy_from_slice(&random().to_le_bytes());
+    stream[8..].copy_from_slice(&random().to_le_bytes());
+    stream
+}
+
+/// All segments, oldest first, as their names, headers and lengths tell.
+fn list(store: &dyn Storage) -> Result<Vec<Found>, Error> {
+    let names = store.list().map_err(storage("the spool's directory cannot be read"))?;
+    let mut found = Vec::new();
+    for (name, (first, epoch)) in names.iter().filter_map(|name| Some((name, segment::parse_name(name)?))) {
+        let unreadable = |source| storage(format!("{name} cannot be read"))(source);
+        let bytes = store.length(name).map_err(unreadable)?;
+        let header = Header::decode(&store.read(name, 0, HEADER_BYTES).map_err(unreadable)?);
+        let header = header.filter(|header| (header.first, header.epoch) == (first, epoch));
+        let since = header.map_or(0, |header| header.created);
+        found.push(Found { segment: Segment { first, epoch, bytes, last: first - 1, since, until: since }, header });
+    }
+    found.sort_by_key(|found| (found.segment.first, found.segment.since));
+    for at in 1..found.len() {
+        let (first, previous) = (found[at].segment.first, found[at].header.map(|header| header.previous));
+        let before = &mut found[at - 1].segment;
+        before.last = first.saturating_sub(1).max(before.last);
+        before.until = previous.unwrap_or(before.until).max(before.until);
+    }
+    Ok(found)
+}
+
+/// Reads the last segment, cuts its torn tail, and removes it if it has neither header nor record; the end of the chain.
+fn recover_end(store: &dyn Storage, found: &mut Vec<Found>, recovery: &mut Recovery) -> Result<Tip, Error> {
+    while let Some(Found { segment, header }) = found.last_mut() {
+        let name = segment.name();
+        let failed = |source| storage(format!("{name} cannot be recovered"))(source);
+        let size = usize::try_from(segment.bytes).unwrap_or(usize::MAX);
+        let bytes = store.read(&name, 0, size).map_err(failed)?;
+        let end = scan_end(bytes.get(HEADER_BYTES..).unwrap_or_default(), segment, header.as_ref());
+        let whole = HEADER_BYTES as u64 + end.offset;
+        if whole < segment.bytes || segment.bytes < HEADER_BYTES as u64 {
+            let offset = if segment.bytes < HEADER_BYTES as u64 { 0 } else { whole };
+            recovery.torn.push(Torn { segment: name.clone(), offset, bytes: segment.bytes - offset });
+        }
+        // A header alone is kept, too: it knows the stream and the end of the chain.
+        if end.records > 0 || header.is_some() {
+            if whole < segment.bytes {
+                store.truncate(&name, whole).map_err(failed)?;
+            }
+            (segment.bytes, segment.last, segment.until) = (whole, end.tip.next - 1, end.tip.time.max(segment.until));
+            return Ok(end.tip);
+        }
+        store.remove(&name).and_then(|()| store.sync_directory()).map_err(failed)?;
+        found.pop();
+    }
+    Ok(Tip { next: 1, digest: [0; 32], time: 0 })
+}
+
+struct End {
+    tip: Tip,
+    records: u64,
+    /// Where the whole entries end, after the header.
+    offset: u64,
+}
+
+fn scan_end(bytes: &[u8], segment: &Segment, header: Option<&Header>) -> End {
+    let (digest, time) = header.map_or(([0; 32], 0), |header| (header.digest, header.previous));
+    let mut tip = Tip { next: segment.first, digest, time };
+    let (mut records, mut offset) = (0, 0);
+    let mut scan = Scan::new(bytes, segment.epoch, segment.first.saturating_sub(1));
+    while let Some(found) = scan.next() {
+        let Scanned::Entry(entry) = found else { continue };
+        match entry.kind {
+            Kind::Record | Kind::Report => {
+                records += 1;
+                tip.digest = chain::next(&tip.digest, entry.sequence, entry.payload);
+                tip.next = entry.sequence + 1;
+            }
+            // After damage the chain is taken up here again.
+            Kind::BatchEnd => {
+                if let Some((time, digest)) = entry.batch_end() {
+                    (tip.time, tip.digest, tip.next) = (time, digest, entry.sequence + 1);
+                }
+            }
+        }
+        offset = scan.offset() as u64;
+    }
+    End { tip, records, offset }
+}
+
+/// The records between the cursor and the first segment, unless a report that is still here says so already.
+fn vanished(store: &dyn Storage, segments: &VecDeque<Segment>, cursor: &Cursor, tip: &Tip, now: u64) -> Option<Gap> {
+    let end = segments.front().map_or(tip.next, |segment| segment.first);
+    if cursor.next >= end {
+        return None;
+    }
+    let mut reports: Vec<Gap> = segments.iter().flat_map(|segment| content(store, segment, cursor.next).1).collect();
+    reports.sort_by_key(|gap| gap.first);
+    let mut first = cursor.next;
+    for gap in reports {
+        if gap.first <= first && gap.last >= first {
+            first = gap.last + 1;
+        }
+    }
+    let until = segments.front().map_or(now, |segment| segment.since);
+    let gap = |records| Gap { first, last: end - 1, records, since: cursor.time, until, reason: Reason::Vanished };
+    (first < end).then(|| gap(end - first))
+}

@@ -1,0 +1,255 @@
+//! The reading side: synced records in their order, and the cursor that moves when the collector has answered.
+//!
+//! At least once: after a restart reading begins at the cursor. One chunk is out at a time.
+
+use std::sync::{Arc, atomic::Ordering::Relaxed};
+
+use crate::{
+    Error, Gap, Reason,
+    segment::{ENTRY_BYTES, HEADER_BYTES, Kind, PAYLOAD_BYTES_MAX, Scan, Scanned},
+    shared::{Segment, Shared, Status},
+    storage,
+};
+
+/// Bytes of a segment that are read at once, at least.
+const WINDOW_BYTES: usize = 256 << 10;
+
+/// Bytes of a segment that are no entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// The segment's file.
+    pub segment: String,
+    /// Where they begin in it.
+    pub offset: u64,
+    /// How many they are.
+    pub bytes: u64,
+    /// The records that are lost with them, by their numbers; `None` when it was none that is still to be sent.
+    pub records: Option<(u64, u64)>,
+}
+
+/// Records to be sent together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chunk {
+    /// Finished `log_records` fields, one after the other.
+    pub fields: Vec<u8>,
+    /// How many.
+    pub records: u32,
+    /// The number after the last one.
+    pub next: u64,
+    /// When they were written; the last of them, where they are of several batches.
+    pub time: u64,
+    /// What was found damaged on the way.
+    pub damage: Vec<Damage>,
+}
+
+/// A place in a segment.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    epoch: u64,
+    /// After the header.
+    offset: usize,
+    /// The number of the last record before.
+    last: u64,
+}
+
+/// The reading side of a spool.
+#[derive(Debug)]
+pub struct Reader {
+    shared: Arc<Shared>,
+    /// The number of the next record to be given out.
+    next: u64,
+    place: Option<Place>,
+}
+
+impl Reader {
+    pub(crate) fn new(shared: Arc<Shared>, next: u64) -> Self {
+        Self { shared, next, place: None }
+    }
+
+    /// How the spool fares.
+    pub fn status(&self) -> &Arc<Status> {
+        &self.shared.status
+    }
+
+    /// The next records, of at most `max_bytes` in all (a longer one comes alone); `None` when all synced ones were given
+    /// out. A chunk may hold nothing but damage.
+    ///
+    /// # Errors
+    /// When a segment cannot be read; the next call tries again.
+    pub fn next(&mut self, max_bytes: usize) -> Result<Option<Chunk>, Error> {
+        let mut chunk = Chunk { fields: Vec::new(), records: 0, next: self.next, time: 0, damage: Vec::new() };
+        // Each turn goes forward in a segment, or to a later one.
+        while let Some((segment, is_last)) = self.segment() {
+            let mut place = self.place_in(&segment);
+            let end = usize::try_from(segment.bytes).unwrap_or(usize::MAX).saturating_sub(HEADER_BYTES);
+            let read = match place.offset < end {
+                true => self.read(&segment, &mut place, end, max_bytes, &mut chunk),
+                false => Ok(false),
+            };
+            if !self.still_there(&segment) {
+                // It was dropped meanwhile; what of it was not given out is reported as a gap.
+                (chunk.records, chunk.next) = (0, self.next);
+                chunk.fields.clear();
+                self.place = None;
+                continue;
+            }
+            let more = read?;
+            self.place = Some(place);
+            if !more && !is_last {
+                // What has not been seen of its numbers is in a gap.
+                chunk.next = chunk.next.max(segment.last + 1);
+                self.place = None;
+            }
+            if chunk.records > 0 || !chunk.damage.is_empty() {
+                return Ok(Some(self.give(chunk)));
+            }
+            self.next = chunk.next;
+            if !more && is_last {
+                break;
+            }
+        }
+        Ok(None)
+    }
+
+    /// The segment that holds the next record, and whether it is the last one.
+    fn segment(&self) -> Option<(Segment, bool)> {
+        let state = self.shared.lock();
+        let at = state.segments.iter().position(|segment| segment.last >= self.next)?;
+        Some((state.segments[at], at + 1 == state.segments.len()))
+    }
+
+    fn place_in(&self, segment: &Segment) -> Place {
+        let begin = Place { epoch: segment.epoch, offset: 0, last: segment.first.saturating_sub(1) };
+        self.place.filter(|place| place.epoch == segment.epoch).unwrap_or(begin)
+    }
+
+    fn still_there(&self, segment: &Segment) -> bool {
+        self.shared.lock().segments.iter().any(|other| other.epoch == segment.epoch)
+    }
+
+    /// Takes entries from `place` on into the chunk; true when there are more in the segment.
+    fn read(
+        &self,
+        segment: &Segment,
+        place: &mut Place,
+        end: usize,
+        max_bytes: usize,
+        chunk: &mut Chunk,
+    ) -> Result<bool, Error> {
+        let name = segment.name();
+        let mut size = max_bytes.clamp(WINDOW_BYTES, 4 << 20);
+        loop {
+            let size_now = size.min(end - place.offset);
+            let from = (HEADER_BYTES + place.offset) as u64;
+            let bytes = self.shared.storage.read(&name, from, size_now);
+            let bytes = bytes.map_err(|error| storage(format!("{name} cannot be read"))(error))?;
+            let whole = place.offset + bytes.len() >= end || bytes.len() < size_now;
+            let mut scan = if whole {
+                Scan::new(&bytes, place.epoch, place.last)
+            } else {
+                Scan::window(&bytes, place.epoch, place.last)
+            };
+            let full = self.take(segment, place.offset, &mut scan, max_bytes, chunk);
+            let moved = scan.offset();
+            if whole && !full && moved < end - place.offset {
+                self.tail(segment, place.offset + moved, end, scan.sequence(), chunk);
+                (place.offset, place.last) = (end, segment.last);
+                return Ok(false);
+            }
+            (place.offset, place.last) = (place.offset + moved, scan.sequence());
+            if full || whole {
+                return Ok(place.offset < end);
+            }
+            if moved == 0 {
+                // Longer than the window, or damaged: first a window that takes any entry, then all that is left.
+                let longest = ENTRY_BYTES + PAYLOAD_BYTES_MAX;
+                size = if size < longest { longest } else { usize::MAX };
+            }
+        }
+    }
+
+    /// Takes entries out of a scan; true when the chunk is full.
+    fn take(&self, segment: &Segment, offset: usize, scan: &mut Scan<'_>, max_bytes: usize, chunk: &mut Chunk) -> bool {
+        loop {
+            let before = scan.clone();
+            match scan.next() {
+                None => return false,
+                Some(Scanned::Entry(entry)) if entry.kind == Kind::BatchEnd => {
+                    chunk.time = entry.batch_end().map_or(chunk.time, |(time, _)| time);
+                }
+                Some(Scanned::Entry(entry)) if entry.sequence < self.next => {}
+                Some(Scanned::Entry(entry)) => {
+                    if chunk.records > 0 && chunk.fields.len() + entry.payload.len() > max_bytes {
+                        *scan = before;
+                        return true;
+                    }
+                    chunk.fields.extend_from_slice(entry.payload);
+                    chunk.records += 1;
+                    chunk.next = entry.sequence + 1;
+                }
+                Some(Scanned::Damage { offset: at, bytes, first, last }) => {
+                    let at = (HEADER_BYTES + offset + at) as u64;
+                    self.damaged(segment, (at, bytes as u64), (first, last), chunk);
+                }
+            }
+        }
+    }
+
+    /// The end of a segment is damaged: there is no whole entry behind it.
+    fn tail(&self, segment: &Segment, from: usize, end: usize, last: u64, chunk: &mut Chunk) {
+        let place = ((HEADER_BYTES + from) as u64, (end - from) as u64);
+        self.damaged(segment, place, (last + 1, segment.last), chunk);
+        chunk.next = chunk.next.max(segment.last + 1);
+    }
+
+    fn damaged(&self, segment: &Segment, (offset, bytes): (u64, u64), (first, last): (u64, u64), chunk: &mut Chunk) {
+        let first = first.max(self.next);
+        let records = (first <= last).then_some((first, last));
+        if let Some((first, last)) = records {
+            let (since, until, records) = (segment.since, segment.until, last + 1 - first);
+            self.shared.lose(Gap { first, last, records, since, until, reason: Reason::Damaged });
+        }
+        chunk.damage.push(Damage { segment: segment.name(), offset, bytes, records });
+    }
+
+    /// The chunk leaves: what it holds is no loss any more when its segment goes.
+    fn give(&mut self, mut chunk: Chunk) -> Chunk {
+        let mut state = self.shared.lock();
+        state.taken = state.taken.max(chunk.next);
+        if chunk.time == 0 {
+            chunk.time = state.segments.iter().find(|segment| segment.last + 1 >= chunk.next).map_or(0, |s| s.since);
+        }
+        drop(state);
+        self.next = chunk.next;
+        self.shared.status.oldest_unsent.store(chunk.time, Relaxed);
+        chunk
+    }
+
+    /// The collector has answered for all records of the chunk: the cursor moves.
+    ///
+    /// # Errors
+    /// When the cursor cannot be written; it has moved in memory, and is written with the next one.
+    pub fn acknowledge(&mut self, chunk: &Chunk) -> Result<(), Error> {
+        let status = &self.shared.status;
+        status.acknowledged.fetch_add(u64::from(chunk.records), Relaxed);
+        let mut state = self.shared.lock();
+        (state.cursor.next, state.cursor.time) = (chunk.next, chunk.time);
+        state.cursor_unwritten = true;
+        if state.segments.back().is_none_or(|segment| segment.last < chunk.next) {
+            status.oldest_unsent.store(0, Relaxed);
+        }
+        // Damage that the chunk went past is found again after a restart, until it is reported.
+        let unreported = state.unreported.iter().any(|gap| gap.reason == Reason::Damaged && gap.first < chunk.next);
+        if unreported {
+            return Ok(());
+        }
+        state.cursor.store(&*self.shared.storage, false).map_err(storage("the cursor cannot be written"))?;
+        state.cursor_unwritten = false;
+        Ok(())
+    }
+
+    /// What was lost and is not reported yet.
+    pub fn unreported(&self) -> Vec<Gap> {
+        self.shared.lock().unreported.clone()
+    }
+}

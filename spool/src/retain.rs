@@ -1,0 +1,179 @@
+//! What goes, and when: whole segments, the oldest first. What nobody has acknowledged goes by name.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use crate::{
+    Error, Gap, OnFull, Reason, Spool, Storage,
+    append::REPORTS_MAX,
+    segment::{HEADER_BYTES, Kind, Scan, Scanned},
+    shared::{Segment, note},
+    storage,
+};
+
+/// Bytes of the entry of a gap record at most.
+const REPORT_BYTES_MAX: u64 = 512;
+
+impl Spool {
+    /// What has to be done now and then: removes what was acknowledged or is too old, looks at the free disk, reports gaps.
+    ///
+    /// # Errors
+    /// When something cannot be removed or written; the next call tries again.
+    pub fn tick(&mut self, now: u64) -> Result<(), Error> {
+        if self.failed {
+            return Err(Error::Failed);
+        }
+        self.remove_acknowledged()?;
+        let age = u64::try_from(self.config.max_age.as_nanos()).unwrap_or(u64::MAX);
+        let is_old = |oldest: Segment| now.saturating_sub(oldest.until) > age;
+        while self.oldest().is_some_and(is_old) && self.drop_oldest(Reason::Age)? {}
+        self.watch_disk()?;
+        self.mark_full();
+        self.report(now)
+    }
+
+    fn watch_disk(&mut self) -> Result<(), Error> {
+        let low = |spool: &Self| {
+            let free = spool.shared.storage.free_bytes().map_err(storage("the free disk cannot be told"))?;
+            Ok::<_, Error>(free < spool.config.min_free_bytes)
+        };
+        self.disk_low = low(self)?;
+        while self.disk_low && self.config.on_full == OnFull::DropOldest && self.drop_oldest(Reason::DiskLow)? {
+            self.disk_low = low(self)?;
+        }
+        Ok(())
+    }
+
+    /// Makes room for `bytes` within the limit.
+    pub(crate) fn make_room(&mut self, bytes: u64) -> Result<(), (Reason, Error)> {
+        let fits = |spool: &Self| {
+            // What goes makes reports, which need room themselves.
+            let reports = REPORT_BYTES_MAX * spool.shared.lock().unreported.len().min(REPORTS_MAX) as u64;
+            spool.shared.status.bytes() + bytes + reports + HEADER_BYTES as u64 <= spool.config.max_bytes
+        };
+        if fits(self) {
+            return Ok(());
+        }
+        self.remove_acknowledged().map_err(|error| (Reason::WriteFailed, error))?;
+        while !fits(self) {
+            let dropped = match self.config.on_full {
+                OnFull::Refuse => false,
+                OnFull::DropOldest => {
+                    self.drop_oldest(Reason::SpoolFull).map_err(|error| (Reason::WriteFailed, error))?
+                }
+            };
+            if !dropped {
+                return Err((Reason::SpoolFull, Error::Full));
+            }
+        }
+        Ok(())
+    }
+
+    fn oldest(&self) -> Option<Segment> {
+        self.shared.lock().segments.front().copied()
+    }
+
+    fn is_active(&self, segment: &Segment) -> bool {
+        self.active.as_ref().is_some_and(|active| active.segment.epoch == segment.epoch)
+    }
+
+    /// Removes the segments of which everything is acknowledged, once the cursor is durable.
+    fn remove_acknowledged(&mut self) -> Result<(), Error> {
+        let done = |segment: &Segment, next: u64| segment.last < next;
+        let store = &*self.shared.storage;
+        let mut removed = Vec::new();
+        {
+            let mut state = self.shared.lock();
+            let next = state.cursor.next;
+            let removable = |segment: &&Segment| done(segment, next) && !self.is_active(segment);
+            let any = state.segments.len() > 1 && state.segments.front().filter(removable).is_some();
+            if any || state.cursor_unwritten {
+                state.cursor.store(store, any).map_err(storage("the cursor cannot be written"))?;
+                state.cursor_unwritten = false;
+            }
+            // The last one stays: its header knows the stream and the end of the chain.
+            while state.segments.len() > 1
+                && let Some(segment) = state.segments.front().copied().filter(|segment| removable(&segment))
+            {
+                state.segments.pop_front();
+                removed.push(segment);
+            }
+        }
+        for segment in removed {
+            self.remove(&segment)?;
+        }
+        Ok(())
+    }
+
+    /// Removes the oldest segment with all that is in it; what was not acknowledged is a gap. False when there is none.
+    pub(crate) fn drop_oldest(&mut self, reason: Reason) -> Result<bool, Error> {
+        let Some(oldest) = self.oldest() else { return Ok(false) };
+        if self.is_active(&oldest) {
+            if self.active.as_ref().is_some_and(|active| active.bytes <= HEADER_BYTES as u64) {
+                return Ok(false);
+            }
+            self.seal()?;
+        }
+        if self.shared.lock().segments.len() == 1 {
+            // The stream and the end of the chain go on in a new header; where the disk has no room for it, in memory
+            // until it has.
+            let _full = self.begin_segment(self.tip.time);
+        }
+        let (segment, taken) = {
+            let mut state = self.shared.lock();
+            let Some(segment) = state.segments.pop_front() else { return Ok(false) };
+            (segment, state.taken)
+        };
+        let (records, reports) = content(&*self.shared.storage, &segment, taken);
+        if segment.last >= taken {
+            let gap = Gap {
+                first: segment.first.max(taken),
+                last: segment.last,
+                records,
+                since: segment.since,
+                until: segment.until,
+                reason,
+            };
+            // What it reported itself is reported again: nobody has heard of it.
+            let mut state = self.shared.lock();
+            reports.into_iter().for_each(|gap| note(&mut state.unreported, gap));
+            drop(state);
+            self.shared.lose(gap);
+        }
+        self.remove(&segment)?;
+        Ok(true)
+    }
+
+    fn remove(&self, segment: &Segment) -> Result<(), Error> {
+        let store = &*self.shared.storage;
+        let bytes = &self.shared.status.bytes;
+        bytes.fetch_sub(segment.bytes.min(bytes.load(Relaxed)), Relaxed);
+        match store.remove(&segment.name()).and_then(|()| store.sync_directory()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(storage("a segment could not be removed")(error))
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+}
+
+/// How many records from number `from` on a segment holds, and the gaps they report.
+pub(crate) fn content(store: &dyn Storage, segment: &Segment, from: u64) -> (u64, Vec<Gap>) {
+    let size = usize::try_from(segment.bytes).unwrap_or(usize::MAX).saturating_sub(HEADER_BYTES);
+    let Ok(bytes) = store.read(&segment.name(), HEADER_BYTES as u64, size) else {
+        return ((segment.last + 1).saturating_sub(segment.first.max(from)), Vec::new());
+    };
+    let (mut records, mut reports) = (0, Vec::new());
+    for found in Scan::new(&bytes, segment.epoch, segment.first.saturating_sub(1)) {
+        match found {
+            Scanned::Entry(entry) if entry.kind == Kind::BatchEnd || entry.sequence < from => {}
+            Scanned::Entry(entry) => {
+                records += 1;
+                if entry.kind == Kind::Report {
+                    reports.extend(Gap::decode(entry.payload));
+                }
+            }
+            Scanned::Damage { first, last, .. } => records += (last + 1).saturating_sub(first.max(from)),
+        }
+    }
+    (records, reports)
+}

@@ -1,0 +1,128 @@
+//! What the writer and the reader of one spool share: the list of segments, the cursor, and what was lost and not
+//! reported yet. The lock is held for moments; no segment is read or written under it.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use crate::{Gap, Reason, Storage, cursor::Cursor, segment};
+
+/// One segment, as far as it is synced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Segment {
+    pub(crate) first: u64,
+    pub(crate) epoch: u64,
+    /// Bytes that are synced, the header included.
+    pub(crate) bytes: u64,
+    /// The greatest number in them; `first - 1` when there is none.
+    pub(crate) last: u64,
+    /// When it was made.
+    pub(crate) since: u64,
+    /// The time of its last batch.
+    pub(crate) until: u64,
+}
+
+impl Segment {
+    pub(crate) fn name(&self) -> String {
+        segment::name(self.first, self.epoch)
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct State {
+    /// Oldest first; the one that is written to is the last one.
+    pub(crate) segments: VecDeque<Segment>,
+    pub(crate) cursor: Cursor,
+    /// The cursor in memory is ahead of the one in the file.
+    pub(crate) cursor_unwritten: bool,
+    /// Numbers below this are acknowledged or with the reader.
+    pub(crate) taken: u64,
+    /// Lost and not reported yet.
+    pub(crate) unreported: Vec<Gap>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) storage: Arc<dyn Storage>,
+    state: Mutex<State>,
+    pub(crate) status: Arc<Status>,
+}
+
+impl Shared {
+    pub(crate) fn new(storage: Arc<dyn Storage>, state: State, limit: u64) -> Self {
+        let status = Arc::new(Status { limit_bytes: limit, ..Status::default() });
+        Self { storage, state: Mutex::new(state), status }
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while it holds the lock, and each change of it is whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a loss, and keeps it until it is reported.
+    pub(crate) fn lose(&self, gap: Gap) {
+        self.status.lost[gap.reason as usize].fetch_add(gap.records, Relaxed);
+        note(&mut self.lock().unreported, gap);
+    }
+}
+
+/// Puts a gap to the others, as one with the last of them where it goes on.
+pub(crate) fn note(gaps: &mut Vec<Gap>, gap: Gap) {
+    if !gaps.last_mut().is_some_and(|last| last.extend(&gap)) {
+        gaps.push(gap);
+    }
+}
+
+/// How a spool fares; readable from any thread, without a lock.
+#[derive(Debug, Default)]
+pub struct Status {
+    pub(crate) spooled: AtomicU64,
+    pub(crate) acknowledged: AtomicU64,
+    pub(crate) lost: [AtomicU64; Reason::ALL.len()],
+    pub(crate) bytes: AtomicU64,
+    pub(crate) oldest_unsent: AtomicU64,
+    pub(crate) full: AtomicBool,
+    limit_bytes: u64,
+}
+
+impl Status {
+    /// Records that this process wrote and synced.
+    pub fn spooled(&self) -> u64 {
+        self.spooled.load(Relaxed)
+    }
+
+    /// Records that the collector has acknowledged, to this process.
+    pub fn acknowledged(&self) -> u64 {
+        self.acknowledged.load(Relaxed)
+    }
+
+    /// Records lost for this reason, in the time of this process.
+    pub fn lost(&self, reason: Reason) -> u64 {
+        self.lost[reason as usize].load(Relaxed)
+    }
+
+    /// Bytes of all segments.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Relaxed)
+    }
+
+    /// Bytes that they may have.
+    pub fn limit_bytes(&self) -> u64 {
+        self.limit_bytes
+    }
+
+    /// When the oldest record that the collector has not acknowledged was written, in nanoseconds since 1970 UTC; `None`
+    /// when there is none.
+    pub fn oldest_unsent(&self) -> Option<u64> {
+        Some(self.oldest_unsent.load(Relaxed)).filter(|time| *time > 0)
+    }
+
+    /// True while the policy is to refuse and there is no room, or nothing can be written: no more traffic, please.
+    pub fn is_full(&self) -> bool {
+        self.full.load(Relaxed)
+    }
+}

@@ -1,0 +1,114 @@
+//! What is removed unsent is what the gap records say, no matter how long the collector is away.
+
+use spool::{Config, Reason};
+
+use crate::{Random, Read, SECOND, append, config, memory::Memory, open, open_with, read_all};
+
+/// A collector that is away most of the time: what arrives and what the gaps say are all there ever was, and the gaps say
+/// nothing that arrived.
+fn check(config: Config, step: u64, restarts: bool) {
+    let mut random = Random(step);
+    let disk = Memory::new();
+    let (mut spool, mut reader, _) = open_with(&disk, config);
+    let (mut read, mut next) = (Read::default(), 1);
+    // One hour of simulated time.
+    let mut now = SECOND;
+    while now < 3600 * SECOND {
+        append(&mut spool, now, next..next + 20).unwrap();
+        spool.sync().unwrap();
+        spool.tick(now).unwrap();
+        next += 20;
+        now += step;
+        // Seldom, the collector takes a little.
+        if random.below(20) == 0
+            && let Some(chunk) = reader.next(20_000).unwrap()
+        {
+            read.take(&chunk);
+            reader.acknowledge(&chunk).unwrap();
+        }
+        if restarts && random.below(50) == 0 {
+            drop((spool, reader));
+            (spool, reader, _) = open_with(&disk, config);
+        }
+        assert!(spool.status().bytes() <= spool.status().limit_bytes());
+    }
+    spool.report(now).unwrap();
+    spool.sync().unwrap();
+    let rest = read_all(&mut reader, 20_000);
+    for (sequence, number) in &rest.records {
+        assert_eq!(read.records.insert(*sequence, *number), None, "{sequence} came twice");
+    }
+    read.gaps.extend(rest.gaps);
+    assert_eq!(read.unexplained(spool.tip().next - 1), Vec::<u64>::new());
+    let present = |gap: &spool::Gap| (gap.first..=gap.last).find(|n| read.records.contains_key(n));
+    assert_eq!(read.gaps.iter().find_map(present), None, "what a gap names did not arrive");
+    let arrived = read.records.values().filter(|number| **number > 0).count() as u64;
+    assert!(arrived > 500 && arrived + 1000 < next, "{arrived} of {next}: something was lost and something arrived");
+}
+
+#[test]
+fn a_small_spool_and_a_collector_that_is_away_for_an_hour() {
+    check(Config { max_bytes: 256 << 10, ..config() }, SECOND, false);
+}
+
+#[test]
+fn restarts_in_between_change_nothing() {
+    check(Config { max_bytes: 256 << 10, ..config() }, SECOND, true);
+}
+
+#[test]
+fn what_is_too_old_goes() {
+    let max_age = std::time::Duration::from_secs(300);
+    check(Config { max_bytes: 64 << 20, max_age, ..config() }, 3 * SECOND, false);
+}
+
+#[test]
+fn what_is_with_the_reader_is_not_reported_as_lost() {
+    let disk = Memory::new();
+    let (mut spool, mut reader, _) = open_with(&disk, Config { max_bytes: 256 << 10, ..config() });
+    append(&mut spool, SECOND, 1..51).unwrap();
+    spool.sync().unwrap();
+    let chunk = reader.next(5000).unwrap().unwrap();
+    for at in 1..100 {
+        append(&mut spool, SECOND + at, at * 100..at * 100 + 100).unwrap();
+        spool.sync().unwrap();
+    }
+    assert!(spool.status().lost(Reason::SpoolFull) > 1000);
+    let mut read = Read::default();
+    read.take(&chunk);
+    reader.acknowledge(&chunk).unwrap();
+    spool.report(3 * SECOND).unwrap();
+    spool.sync().unwrap();
+    let rest = read_all(&mut reader, 20_000);
+    read.records.extend(rest.records);
+    read.gaps.extend(rest.gaps);
+    let first = read.gaps.iter().map(|gap| gap.first).min();
+    assert_eq!(first, Some(chunk.next));
+    assert_eq!(read.unexplained(spool.tip().next - 1), Vec::<u64>::new());
+}
+
+#[test]
+fn a_gap_that_nobody_was_told_of_is_found_by_the_cursor() {
+    let disk = Memory::new();
+    let (mut spool, reader, _) = open(&disk);
+    for at in 0..200 {
+        append(&mut spool, SECOND + at, at * 10..at * 10 + 10).unwrap();
+    }
+    spool.sync().unwrap();
+    spool.tick(SECOND).unwrap();
+    let last = spool.tip().next - 1;
+    drop((spool, reader));
+    // As if the process had been killed after it removed the oldest segment and before it wrote the report.
+    let segments = disk.segments();
+    assert!(segments.len() > 2);
+    spool::Storage::remove(&*disk, &segments[0]).unwrap();
+    let (mut spool, mut reader, recovery) = open(&disk);
+    let gap = recovery.lost.unwrap();
+    assert_eq!((gap.first, gap.reason), (1, Reason::Vanished));
+    spool.report(SECOND).unwrap();
+    spool.sync().unwrap();
+    let read = read_all(&mut reader, 100_000);
+    assert_eq!(read.gaps, [gap]);
+    assert_eq!(read.unexplained(last), Vec::<u64>::new());
+    assert_eq!(read.records.keys().next(), Some(&(gap.last + 1)));
+}
