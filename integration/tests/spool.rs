@@ -63,7 +63,8 @@ fn a_killed_proxy_and_a_collector_that_was_away_lose_no_record() {
     let back = Collector::start(&stage.mesh.net.link, collector).unwrap();
     let all = |received: &[Record]| {
         let arrived: BTreeSet<_> = received.iter().filter(of_client).filter_map(|r| r.text(key::URL_PATH)).collect();
-        paths.iter().all(|path| arrived.contains(path.as_str()))
+        let streams: BTreeSet<_> = received.iter().filter_map(|record| record.resource_text(key::STREAM)).collect();
+        streams.len() == 2 && paths.iter().all(|path| arrived.contains(path.as_str()))
     };
     let received = back.wait_until("every request of three lives", DEADLINE, all).unwrap();
 
