@@ -154,7 +154,10 @@ impl Credentials {
     /// # Cancellation
     /// Safe: the store keeps what it has.
     pub async fn run(self: Arc<Self>) {
-        let (mut pause, mut bundle) = (PAUSE_MIN, Vec::new());
+        // Where saved trust is in force, the file has been compared with it already: only a change of it counts.
+        let in_force = self.store.bundle().is_some();
+        let seen = if in_force { read(&self.config.ca_roots).unwrap_or_default() } else { Vec::new() };
+        let (mut pause, mut bundle) = (PAUSE_MIN, seen);
         loop {
             let attempt =
                 tokio::time::timeout(ATTEMPT_TIMEOUT, self.renew(&mut bundle)).await.unwrap_or(Err(Error::Timeout));

@@ -327,3 +327,55 @@ fn save_denial(denial: &Denial) -> Denied {
         Denial::Key(digest) => Denied::Key(hex(digest)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    fn root() -> (String, Vec<u8>) {
+        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+        let c = params.self_signed(&key).unwrap();
+        (c.pem(), c.der().to_vec())
+    }
+    #[tokio::test]
+    async fn saved_roots_survive_the_first_attempt_to_get_a_certificate() {
+        let dir = std::env::temp_dir().join(format!("review-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let (old, new) = (root(), root());
+        let file = dir.join("root.pem");
+        std::fs::write(&file, &old.0).unwrap();
+        let config = Identity {
+            ca_address: "127.0.0.1:1".into(),
+            ca_roots: file.clone(),
+            state_dir: Some(dir.clone()),
+            ca_identity: "spiffe://t/ns/p/sa/ca".parse().unwrap(),
+            token_file: file.clone(),
+        };
+        let store = Store::new("t".parse().unwrap());
+        let alerts = Arc::new(Alerts::new(export::Events::new(vec![])));
+        let credentials = Credentials::new(&config, Arc::clone(&store), Arc::clone(&alerts));
+        StateDirectory::new(Some(dir.clone())).save(&TrustState {
+            trust_domain: "t".into(),
+            generation: 7,
+            roots: vec![hex(&new.1)],
+            denied: vec![],
+            ca_roots_sha256: hex(&sha256(old.0.as_bytes())),
+            certificate: None,
+        });
+        let trust = Trust::start(
+            &config,
+            Arc::clone(&store),
+            Arc::clone(&credentials),
+            alerts,
+            watch::channel(Arc::default()).0,
+        );
+        assert_eq!((trust.generation(), store.bundle().unwrap().roots()[0].to_vec()), (7, new.1.clone()));
+        let run = tokio::spawn(Arc::clone(&credentials).run());
+        sleep(Duration::from_millis(500)).await;
+        run.abort();
+        std::fs::remove_dir_all(&dir).unwrap();
+        assert_eq!(store.bundle().unwrap().roots()[0].to_vec(), new.1);
+    }
+}
