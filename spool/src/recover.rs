@@ -174,7 +174,7 @@ fn list(store: &dyn Storage) -> Result<Vec<Found>, Error> {
     Ok(found)
 }
 
-/// Reads the last segment, cuts its torn tail, and removes it if it holds no record; the end of the chain.
+/// Reads the last segment, cuts its torn tail, and removes it if it has neither header nor record; the end of the chain.
 fn recover_end(store: &dyn Storage, found: &mut Vec<Found>, recovery: &mut Recovery) -> Result<Tip, Error> {
     while let Some(Found { segment, header }) = found.last_mut() {
         let name = segment.name();
@@ -187,19 +187,16 @@ fn recover_end(store: &dyn Storage, found: &mut Vec<Found>, recovery: &mut Recov
             let offset = if segment.bytes < HEADER_BYTES as u64 { 0 } else { whole };
             recovery.torn.push(Torn { segment: name.clone(), offset, bytes: segment.bytes - offset });
         }
-        if end.records > 0 {
+        // A header alone is kept, too: it knows the stream and the end of the chain.
+        if end.records > 0 || header.is_some() {
             if whole < segment.bytes {
                 store.truncate(&name, whole).map_err(failed)?;
             }
             (segment.bytes, segment.last, segment.until) = (whole, end.tip.next - 1, end.tip.time.max(segment.until));
             return Ok(end.tip);
         }
-        let tip = header.map(|header| Tip { next: header.first, digest: header.digest, time: header.previous });
         store.remove(&name).and_then(|()| store.sync_directory()).map_err(failed)?;
         found.pop();
-        if let Some(tip) = tip {
-            return Ok(tip);
-        }
     }
     Ok(Tip { next: 1, digest: [0; 32], time: 0 })
 }
@@ -212,8 +209,8 @@ struct End {
 }
 
 fn scan_end(bytes: &[u8], segment: &Segment, header: Option<&Header>) -> End {
-    let mut tip =
-        Tip { next: segment.first, digest: header.map_or([0; 32], |header| header.digest), time: segment.since };
+    let (digest, time) = header.map_or(([0; 32], 0), |header| (header.digest, header.previous));
+    let mut tip = Tip { next: segment.first, digest, time };
     let (mut records, mut offset) = (0, 0);
     let mut scan = Scan::new(bytes, segment.epoch, segment.first.saturating_sub(1));
     while let Some(found) = scan.next() {

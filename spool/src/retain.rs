@@ -24,9 +24,8 @@ impl Spool {
         }
         self.remove_acknowledged()?;
         let age = u64::try_from(self.config.max_age.as_nanos()).unwrap_or(u64::MAX);
-        while self.oldest().is_some_and(|oldest| now.saturating_sub(oldest.until) > age) {
-            self.drop_oldest(Reason::Age)?;
-        }
+        let is_old = |oldest: Segment| now.saturating_sub(oldest.until) > age;
+        while self.oldest().is_some_and(is_old) && self.drop_oldest(Reason::Age)? {}
         self.watch_disk()?;
         self.mark_full();
         self.report(now)
@@ -86,12 +85,15 @@ impl Spool {
             let mut state = self.shared.lock();
             let next = state.cursor.next;
             let removable = |segment: &&Segment| done(segment, next) && !self.is_active(segment);
-            let any = state.segments.front().filter(removable).is_some();
+            let any = state.segments.len() > 1 && state.segments.front().filter(removable).is_some();
             if any || state.cursor_unwritten {
                 state.cursor.store(store, any).map_err(storage("the cursor cannot be written"))?;
                 state.cursor_unwritten = false;
             }
-            while let Some(segment) = state.segments.front().copied().filter(|segment| removable(&segment)) {
+            // The last one stays: its header knows the stream and the end of the chain.
+            while state.segments.len() > 1
+                && let Some(segment) = state.segments.front().copied().filter(|segment| removable(&segment))
+            {
                 state.segments.pop_front();
                 removed.push(segment);
             }
@@ -110,6 +112,11 @@ impl Spool {
                 return Ok(false);
             }
             self.seal()?;
+        }
+        if self.shared.lock().segments.len() == 1 {
+            // The stream and the end of the chain go on in a new header; where the disk has no room for it, in memory
+            // until it has.
+            let _full = self.begin_segment(self.tip.time);
         }
         let (segment, taken) = {
             let mut state = self.shared.lock();

@@ -195,3 +195,39 @@ fn a_record_that_was_acknowledged_leaves_the_disk() {
     assert!(before > 300_000 && spool.status().bytes() < 70_000, "{before}, then {}", spool.status().bytes());
     assert_eq!(reader.unreported(), []);
 }
+
+#[test]
+fn the_stream_and_its_numbers_outlive_the_records() {
+    let directory = Directory::new("stream");
+    let (mut spool, mut reader, _) = open(&directory.disk());
+    append(&mut spool, SECOND, 0..10).unwrap();
+    spool.sync().unwrap();
+    let (stream, tip) = (spool.stream(), spool.tip());
+    read_all(&mut reader, 1 << 20);
+    // Starts in which nothing happens; then some in which all is too old.
+    for now in [2 * SECOND, 3 * SECOND, 4000 * SECOND, 4001 * SECOND, 9000 * SECOND] {
+        drop((spool, reader));
+        (spool, reader, _) = open(&directory.disk());
+        spool.tick(now).unwrap();
+        spool.tick(now + 4000 * SECOND).unwrap();
+        assert_eq!((spool.stream(), spool.tip()), (stream, tip));
+    }
+    append(&mut spool, 20_000 * SECOND, 10..12).unwrap();
+    spool.sync().unwrap();
+    assert_eq!(read_all(&mut reader, 1 << 20).records.into_iter().collect::<Vec<_>>(), [(11, 10), (12, 11)]);
+}
+
+#[test]
+fn a_number_that_was_acknowledged_is_not_given_again_when_segments_are_gone() {
+    let disk = memory::Memory::new();
+    let (mut spool, mut reader, _) = open(&disk);
+    append(&mut spool, SECOND, 0..10).unwrap();
+    spool.sync().unwrap();
+    read_all(&mut reader, 1 << 20);
+    disk.segments().iter().for_each(|name| disk.remove(name).unwrap());
+    let (mut spool, mut reader, recovery) = open(&disk);
+    assert_eq!((spool.tip().next, recovery.lost), (11, None));
+    append(&mut spool, SECOND, 10..12).unwrap();
+    spool.sync().unwrap();
+    assert_eq!(read_all(&mut reader, 1 << 20).records.into_iter().collect::<Vec<_>>(), [(11, 10), (12, 11)]);
+}
