@@ -18,12 +18,23 @@ pub const DENIALS_MAX: usize = 10_000;
 /// What is denied.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Denial {
-    /// One certificate, by its serial number in hexadecimal (lower case).
+    /// One certificate, by its serial number as [`Denial::serial`] writes it.
     Serial(String),
     /// All certificates of an identity.
     Identity(SpiffeId),
     /// All certificates of a key: SHA-256 of its SubjectPublicKeyInfo (DER).
     Key([u8; 32]),
+}
+
+impl Denial {
+    /// An entry for a serial number as people copy it: hexadecimal in either case, with or without the zero byte that DER
+    /// puts before a number whose first bit is set. `None` when it is no such number.
+    pub fn serial(text: &str) -> Option<Self> {
+        let digits = text.trim_start_matches('0');
+        let is_number = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+        let whole_bytes = if digits.len().is_multiple_of(2) { "" } else { "0" };
+        is_number.then(|| Self::Serial(format!("{whole_bytes}{}", digits.to_ascii_lowercase())))
+    }
 }
 
 impl fmt::Display for Denial {
@@ -107,9 +118,12 @@ impl Leaf {
     }
 }
 
-/// The serial number in hexadecimal, as it stands in issuance records and deny lists.
+/// The serial number in hexadecimal, as it stands in issuance records and deny lists, and as openssl writes it but for
+/// the case: whole bytes, without the zero byte that DER puts before a number whose first bit is set.
 pub(crate) fn serial_of(certificate: &X509Certificate<'_>) -> String {
-    certificate.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect()
+    let number = certificate.raw_serial();
+    let start = number.iter().position(|byte| *byte != 0).unwrap_or(number.len());
+    number[start..].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// SHA-256 by the cryptography of the mesh.
@@ -139,6 +153,33 @@ mod tests {
             assert_eq!((list.find(&one), list.find(&other)), (Some(entry), None));
         }
         assert_eq!(DenyList::default().find(&one), None);
+    }
+
+    #[test]
+    fn a_serial_number_is_found_as_people_copy_it() {
+        let root = Authority::root("root");
+        let with = |serial: &[u8]| {
+            let leaf = TestLeaf::new("spiffe://td/ns/a/sa/one")
+                .with(|params| params.serial_number = Some(serial.to_vec().into()));
+            Leaf::read(&leaf.issue(&root).der).unwrap()
+        };
+        for (number, texts) in
+            [(&[0x9f, 0x0a][..], &["9f0a", "9F0A", "009f0a"][..]), (&[0x0a, 0x01], &["0a01", "A01", "a01"])]
+        {
+            let leaf = with(number);
+            for text in texts {
+                let entry = Denial::serial(text).unwrap();
+                assert_eq!(
+                    DenyList::new([entry.clone()]).unwrap().find(&leaf),
+                    Some(entry),
+                    "{text} is not {}",
+                    leaf.serial
+                );
+            }
+        }
+        for text in ["", "0", "00", "9f:0a", "0x9f", "9f0a ", "serial"] {
+            assert_eq!(Denial::serial(text), None, "{text:?}");
+        }
     }
 
     #[test]

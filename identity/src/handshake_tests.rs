@@ -3,7 +3,12 @@
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 
-use rustls::{ClientConfig, ClientConnection, Connection, NamedGroup, ProtocolVersion, ServerConfig, ServerConnection};
+use rustls::client::Resumption;
+use rustls::server::ServerSessionMemoryCache;
+use rustls::{
+    ClientConfig, ClientConnection, Connection, HandshakeKind, NamedGroup, ProtocolVersion, ServerConfig,
+    ServerConnection,
+};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
 use crate::test_pki::{Authority, Leaf, TRUST_DOMAIN, id, now};
@@ -32,12 +37,12 @@ struct Ends {
     server_error: Option<io::Error>,
 }
 
-fn handshake(client: ClientConfig, server: ServerConfig) -> Ends {
+fn handshake(client: impl Into<Arc<ClientConfig>>, server: impl Into<Arc<ServerConfig>>) -> Ends {
     let name = ServerName::try_from("ignored.example").unwrap();
-    let client = ClientConnection::new(Arc::new(client), name).unwrap();
+    let client = ClientConnection::new(client.into(), name).unwrap();
     let mut ends = Ends {
         client: Connection::Client(client),
-        server: Connection::Server(ServerConnection::new(Arc::new(server)).unwrap()),
+        server: Connection::Server(ServerConnection::new(server.into()).unwrap()),
         client_error: None,
         server_error: None,
     };
@@ -252,4 +257,38 @@ fn who_is_denied_is_refused_from_the_next_handshake_on() {
     }
     db_store.set_denied(Arc::default());
     assert!(shake().server_error.is_none());
+}
+
+/// Our configurations, and the same with a store for what can be resumed: what somebody else's side would do.
+#[test]
+fn no_ticket_is_sent_and_none_is_taken() {
+    let root = Authority::root("root");
+    let (web, shop) = (id("demo", "web"), id("demo", "shop"));
+    let client = client_config(&store(&root, &shop), &web, ALPN_H2);
+    let server = server_config(&store(&root, &web), &[ALPN_H2]);
+    let mut willing_client = client.clone();
+    willing_client.resumption = Resumption::in_memory_sessions(8);
+    let mut willing_server = server.clone();
+    willing_server.session_storage = ServerSessionMemoryCache::new(8);
+    willing_server.send_tls13_tickets = 2;
+    let [client, willing_client] = [client, willing_client].map(Arc::new);
+    let [server, willing_server] = [server, willing_server].map(Arc::new);
+    for (client, server, tickets, again) in [
+        (&client, &server, 0, HandshakeKind::Full),
+        (&willing_client, &server, 0, HandshakeKind::Full),
+        // A ticket that comes is not kept.
+        (&client, &willing_server, 2, HandshakeKind::Full),
+        (&willing_client, &willing_server, 2, HandshakeKind::Resumed),
+        // What the other server gave, ours does not take.
+        (&willing_client, &server, 0, HandshakeKind::Full),
+    ] {
+        let [first, second] = [(), ()].map(|()| handshake(Arc::clone(client), Arc::clone(server)));
+        assert!(first.client_error.is_none() && first.server_error.is_none());
+        for ends in [&first, &second] {
+            let Connection::Client(client) = &ends.client else { unreachable!() };
+            assert_eq!(client.tls13_tickets_received(), tickets);
+        }
+        assert_eq!(second.client.handshake_kind(), Some(again));
+        assert_eq!(second.server.handshake_kind(), Some(again));
+    }
 }

@@ -24,7 +24,7 @@ pub use bundle::{BundleError, ROOTS_MAX, TrustBundle};
 pub use deny::{DENIALS_MAX, Denial, DenyList, Leaf, TooManyDenials, sha256};
 pub use peer::{CHAIN_MAX, PeerError, Role, UsageError, Utc, verify_peer};
 pub use spiffe_id::{SpiffeId, SpiffeIdError, TrustDomain};
-pub use store::{Credentials, CredentialsError, Store, Unusable};
+pub use store::{Credentials, CredentialsError, Previous, Store, Unusable};
 pub use tls::{
     ALPN_H2, ALPN_HTTP1, ALPN_TCP, client_config, peer_error, peer_failure, peer_leaf, provider, refused_by_peer,
     server_config, version_unsupported,

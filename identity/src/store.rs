@@ -121,6 +121,18 @@ pub enum Unusable {
     /// None came so far.
     #[error("there is no certificate yet")]
     Missing,
+    /// None came so far, and the one that was there ended with the process that held its key.
+    #[error(
+        "there is no certificate: {} of {} would have been valid until {}, but its key was lost with the process before \
+         this one; this machine's clock says {}",
+        .previous.serial, .previous.id, peer::Utc(.previous.not_after), peer::Utc(*.now)
+    )]
+    Lost {
+        /// What is known of it.
+        previous: Arc<Previous>,
+        /// The time of asking.
+        now: UnixTime,
+    },
     /// It was not renewed in time.
     #[error("the certificate {serial} of {id} ended {}, this machine's clock says {}", peer::Utc(*.ended), peer::Utc(*.now))]
     Ended {
@@ -135,11 +147,23 @@ pub enum Unusable {
     },
 }
 
+/// What is known of the certificate that the process before this one had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Previous {
+    /// Whom it names.
+    pub id: SpiffeId,
+    /// Its serial number.
+    pub serial: String,
+    /// Its notAfter.
+    pub not_after: UnixTime,
+}
+
 /// The current credentials and trust bundle, shared by all threads.
 #[derive(Debug)]
 pub struct Store {
     trust_domain: TrustDomain,
     credentials: ArcSwapOption<Credentials>,
+    previous: ArcSwapOption<Previous>,
     bundle: ArcSwapOption<TrustBundle>,
     denied: ArcSwap<DenyList>,
     generation: AtomicU64,
@@ -151,6 +175,7 @@ impl Store {
         Arc::new(Self {
             trust_domain,
             credentials: ArcSwapOption::empty(),
+            previous: ArcSwapOption::empty(),
             bundle: ArcSwapOption::empty(),
             denied: ArcSwap::default(),
             generation: AtomicU64::new(0),
@@ -166,6 +191,16 @@ impl Store {
     pub fn set(&self, credentials: Credentials) {
         self.credentials.store(Some(Arc::new(credentials)));
         self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    /// Notes what the process before this one had, to be named until there is a certificate again.
+    pub fn set_previous(&self, previous: Previous) {
+        self.previous.store(Some(Arc::new(previous)));
+    }
+
+    /// What the process before this one had, as far as it is known.
+    pub fn previous(&self) -> Option<Arc<Previous>> {
+        self.previous.load_full()
     }
 
     /// Replaces the roots; the next handshake uses them.
@@ -195,7 +230,9 @@ impl Store {
     /// # Errors
     /// That there are none, or that they ended.
     pub fn usable(&self, now: UnixTime) -> Result<Arc<Credentials>, Unusable> {
-        let current = self.current().ok_or(Unusable::Missing)?;
+        let Some(current) = self.current() else {
+            return Err(self.previous().map_or(Unusable::Missing, |previous| Unusable::Lost { previous, now }));
+        };
         if current.not_after < now {
             let (id, serial, ended) = (current.id.clone(), current.serial.clone(), current.not_after);
             return Err(Unusable::Ended { id, serial, ended, now });
