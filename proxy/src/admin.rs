@@ -22,8 +22,6 @@ pub struct State {
     pub config: Arc<Config>,
     /// Who is where.
     pub discovery: Arc<FileDiscovery>,
-    /// Who we are.
-    pub store: Arc<identity::Store>,
     /// The workers' counters.
     pub workers: Vec<Arc<WorkerMetrics>>,
     /// The queues' counters.
@@ -32,7 +30,7 @@ pub struct State {
     pub spool: Option<Arc<spool::Status>>,
     /// How our certificate fares.
     pub credentials: Arc<Credentials>,
-    /// The trust bundle.
+    /// Whom we trust.
     pub trust: Arc<Trust>,
     /// Whether we are stopping.
     pub drain: Drain,
@@ -43,11 +41,7 @@ impl State {
         if self.drain.is_draining() {
             return Err("the proxy is stopping".to_owned());
         }
-        match self.credentials.remaining_seconds() {
-            None => Err("there is no certificate yet; see the log for the CA's answer".to_owned()),
-            Some(0) => Err("the certificate has ended; see the log for the CA's answer".to_owned()),
-            Some(_) => Ok(()),
-        }
+        self.credentials.check()
     }
 
     fn metrics(&self, out: &mut String) {
@@ -60,7 +54,7 @@ impl State {
             renewed_at: self.credentials.renewed_at(),
             trust: TrustNumbers {
                 generation: self.trust.generation(),
-                following: self.trust.is_following(),
+                following: self.trust.is_followed(),
                 denials: self.trust.denials(),
             },
             discovery_age: self.discovery.age().as_secs(),

@@ -20,12 +20,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::{
     admin,
     config::Config,
-    credentials::{self, Credentials},
+    credentials::Credentials,
     discover::{self, FileDiscovery},
     drain::{self, DrainSignal},
+    follow::Follower,
     journal::unix_nanos,
     metrics::WorkerMetrics,
-    trust::Trust,
+    trust::{self, Trust},
     worker::{self, Listeners, Parts},
 };
 
@@ -53,7 +54,7 @@ pub enum Error {
         key: &'static str,
         /// Why it cannot be read.
         #[source]
-        source: credentials::Error,
+        source: trust::Error,
     },
     /// The discovery file.
     #[error("discovery.file")]
@@ -122,7 +123,7 @@ pub fn run(config: Config) -> Result<(), Error> {
     for (key, file) in
         [("identity.caRoots", &config.identity.ca_roots), ("identity.tokenFile", &config.identity.token_file)]
     {
-        credentials::read(file).map_err(|source| Error::File { key, source })?;
+        trust::read(file).map_err(|source| Error::File { key, source })?;
     }
     for (key, port) in [("outbound.port", config.outbound.port), ("inbound.port", config.inbound.port)] {
         worker::check_port_is_free(port).map_err(|source| Error::Port { key, port, source })?;
@@ -133,6 +134,7 @@ pub fn run(config: Config) -> Result<(), Error> {
     let (signal, drain) = drain::channel();
     let metrics: Vec<_> = (0..config.workers).map(|_| Arc::new(WorkerMetrics::default())).collect();
     let (denied, denials) = tokio::sync::watch::channel(Arc::default());
+    let trust = Trust::start(&config.identity, Arc::clone(&store), denied);
     let parts = |at: usize| Parts {
         config: Arc::clone(&config),
         discovery: Arc::clone(&discovery),
@@ -150,12 +152,10 @@ pub fn run(config: Config) -> Result<(), Error> {
         workers.push(start_worker(at, parts(at), &config)?);
     }
     let alerts = Arc::new(Alerts::new(Events::new(sinks.senders)));
-    let credentials = Credentials::new(&config.identity, Arc::clone(&store), Arc::clone(&alerts));
-    let trust = Trust::start(&config.identity, Arc::clone(&store), Arc::clone(&credentials), alerts, denied);
+    let credentials = Credentials::new(&config.identity, Arc::clone(&trust), alerts);
     let state = admin::State {
         config: Arc::clone(&config),
         discovery: Arc::clone(&discovery),
-        store: Arc::clone(&store),
         workers: metrics.clone(),
         sinks: sinks.counters.clone(),
         spool: sinks.spool.clone(),
@@ -267,7 +267,8 @@ async fn control(
     let background = [
         tokio::spawn(Arc::clone(&state.discovery).watch()),
         tokio::spawn(Arc::clone(&state.credentials).run()),
-        tokio::spawn(Arc::clone(&state.trust).run()),
+        tokio::spawn(Arc::clone(&state.trust).watch_file()),
+        tokio::spawn(Follower::new(&config.identity, Arc::clone(&state.credentials)).run()),
         tokio::spawn(server.run(admin::admin(state, level, mode))),
     ];
     let (workers_gone, gone) = tokio::sync::oneshot::channel::<()>();

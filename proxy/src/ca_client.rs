@@ -2,26 +2,26 @@
 //!
 //! Leaves to others: what is asked for, and when.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use api::istio_ca::{IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient};
 use hyper_util::rt::TokioIo;
 use identity::Store;
+use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
+use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::{
     Request,
     metadata::MetadataValue,
     transport::{Channel, Endpoint, Uri},
 };
 
-use crate::{
-    config::Identity,
-    credentials::{self, Error},
-};
+use crate::{config::Identity, credentials::Error, trust};
 
-/// How often a connection on which nothing happens is tried, and how long the answer may take.
-const KEEP_ALIVE: (std::time::Duration, std::time::Duration) =
-    (std::time::Duration::from_secs(30), std::time::Duration::from_secs(10));
+/// How often a connection on which nothing happens is tried.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
+/// How long the answer may take.
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A connection to the CA.
 ///
@@ -31,23 +31,29 @@ const KEEP_ALIVE: (std::time::Duration, std::time::Duration) =
 /// # Cancellation
 /// A connection half made is closed.
 pub async fn connect(config: &Identity, store: &Arc<Store>) -> Result<Channel, Error> {
-    let tls = Arc::new(identity::client_config(store, &config.ca_identity, b"h2"));
-    let address = config.ca_address.clone();
+    // Its own errors say more than those of a connection that is made inside the channel.
+    let mut stream = Some(TokioIo::new(dial(config, store).await?));
     let connect = tower::service_fn(move |_: Uri| {
-        let (tls, address) = (tokio_rustls::TlsConnector::from(Arc::clone(&tls)), address.clone());
-        async move {
-            let socket = TcpStream::connect(&address).await?;
-            // The identity is checked by our own verifier; the address is only what TLS wants to be given.
-            let name = rustls_pki_types::ServerName::from(socket.peer_addr()?.ip());
-            Ok::<_, std::io::Error>(TokioIo::new(tls.connect(name, socket).await?))
-        }
+        let stream = stream.take();
+        async move { stream.ok_or_else(|| std::io::Error::other("the connection has ended")) }
     });
     let endpoint = Endpoint::from_shared(format!("http://{}", config.ca_address))
         .map_err(Error::Address)?
-        .http2_keep_alive_interval(KEEP_ALIVE.0)
-        .keep_alive_timeout(KEEP_ALIVE.1)
+        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .keep_alive_while_idle(true);
-    endpoint.connect_with_connector(connect).await.map_err(Error::Connect)
+    endpoint.connect_with_connector(connect).await.map_err(Error::Http2)
+}
+
+async fn dial(config: &Identity, store: &Arc<Store>) -> Result<TlsStream<TcpStream>, Error> {
+    let socket = TcpStream::connect(&config.ca_address).await.map_err(Error::Connect)?;
+    // The identity is checked by our own verifier; the address is only what TLS wants to be given.
+    let name = ServerName::from(socket.peer_addr().map_err(Error::Connect)?.ip());
+    let tls = TlsConnector::from(Arc::new(identity::client_config(store, &config.ca_identity, b"h2")));
+    tls.connect(name, socket).await.map_err(|error| match identity::peer_failure(&error) {
+        Some(reason) => Error::Peer(reason.clone()),
+        None => Error::Handshake(error),
+    })
 }
 
 /// Puts the token into a call's header.
@@ -55,7 +61,7 @@ pub async fn connect(config: &Identity, store: &Arc<Store>) -> Result<Channel, E
 /// # Errors
 /// When it cannot be read, or cannot stand there.
 pub fn authorize<T>(config: &Identity, request: &mut Request<T>) -> Result<(), Error> {
-    let token = credentials::read(&config.token_file)?;
+    let token = trust::read(&config.token_file).map_err(Error::File)?;
     let mut bearer = b"Bearer ".to_vec();
     bearer.extend_from_slice(token.trim_ascii());
     let bearer = std::str::from_utf8(&bearer).ok().and_then(|text| MetadataValue::try_from(text).ok());

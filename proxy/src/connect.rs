@@ -273,6 +273,10 @@ impl Connector {
             connect,
             handshake: Some(started.elapsed() - connect),
         };
+        // The list may have grown while the handshake went on; what is noted of a connection is cut by later ones.
+        if let Some((id, denial)) = upstream.denial(&self.store.denied()) {
+            return Err(ConnectionError::Denied(id, denial));
+        }
         Ok(Connected {
             stream: Stream::TlsClient(Box::new(tls)),
             upstream: Rc::new(upstream),

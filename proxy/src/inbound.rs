@@ -126,6 +126,10 @@ async fn mesh(
         facts.reason = "the client proved an identity of this trust domain";
     });
     account.note_client(leaf);
+    // The list may have grown while the handshake went on; from here on, what it says cuts this connection, too.
+    if let Some((id, denial)) = account.denial(&worker.store.denied()) {
+        return Err(ConnectionError::Denied(id, denial));
+    }
     forward_to_app(worker, account, Stream::TlsServer(Box::new(tls)), Vec::new(), protocol).await
 }
 

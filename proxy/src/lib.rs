@@ -19,10 +19,12 @@ pub mod outbound;
 pub mod original_dst;
 pub mod detect;
 pub mod stream;
-pub mod credentials;
-pub mod ca_client;
-pub mod trust;
+pub mod clock;
 pub mod trust_state;
+pub mod trust;
+pub mod ca_client;
+pub mod credentials;
+pub mod follow;
 pub mod policy;
 pub mod discover;
 pub mod balance;
@@ -35,3 +37,9 @@ pub mod drain;
 pub mod metrics;
 pub mod admin;
 pub mod error;
+#[cfg(test)]
+mod test_ca;
+#[cfg(test)]
+mod follow_tests;
+#[cfg(test)]
+mod deny_tests;

@@ -2,8 +2,7 @@
 //! correctly.
 //!
 //! No secret is in it: roots, the deny list, and of our own certificate only what tells people which one it was. The file
-//! is replaced whole; one that cannot be read is reported and passed over. The roots of the file that operators give
-//! (`identity.caRoots`) win when that file has changed since: this is how a mesh is recovered whose roots have all ended.
+//! is replaced whole; one that cannot be read is reported and passed over. Leaves to others: what of it is put in force.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -11,11 +10,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use identity::{Denial, DenyList};
 use serde::{Deserialize, Serialize};
 
 const FILE: &str = "trust.json";
-/// Roots and a full deny list are below it.
-const FILE_BYTES_MAX: u64 = 4 << 20;
+/// A generation comes in a message of at most 4 MiB; hexadecimal and JSON make less than four times as much of it.
+const FILE_BYTES_MAX: u64 = 16 << 20;
 
 /// The trust that was in force.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -112,6 +112,33 @@ fn write(directory: &Path, state: &TrustState) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
+/// Roots as certificates, DER; `None` when one is damaged.
+pub fn read_roots(saved: &[String]) -> Option<Vec<Vec<u8>>> {
+    saved.iter().map(|root| unhex(root)).collect()
+}
+
+/// The entries of a deny list; `None` when one is damaged.
+pub fn read_denials(saved: &[Denied]) -> Option<Vec<Denial>> {
+    let read = |denied: &Denied| {
+        Some(match denied {
+            Denied::Serial(serial) => Denial::serial(serial)?,
+            Denied::Identity(id) => Denial::Identity(id.parse().ok()?),
+            Denied::Key(digest) => Denial::Key(unhex(digest)?.try_into().ok()?),
+        })
+    };
+    saved.iter().map(read).collect()
+}
+
+/// A deny list as it is saved.
+pub fn save_denials(denied: &DenyList) -> Vec<Denied> {
+    let save = |denial: &Denial| match denial {
+        Denial::Serial(serial) => Denied::Serial(serial.clone()),
+        Denial::Identity(id) => Denied::Identity(id.to_string()),
+        Denial::Key(digest) => Denied::Key(hex(digest)),
+    };
+    denied.iter().map(save).collect()
+}
+
 /// Bytes in hexadecimal, lower case.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -147,6 +174,23 @@ mod tests {
         assert_eq!(directory.load("other"), None);
         fs::write(path.join(FILE), "{\"trustDomain\": 7}").unwrap();
         assert_eq!(directory.load("td"), None);
+        fs::remove_dir_all(&path).unwrap();
+    }
+
+    #[test]
+    fn the_largest_generation_fits() {
+        let path = std::env::temp_dir().join(format!("picket-trust-large-{}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        let directory = StateDirectory::new(Some(path.clone()));
+        // As many keys as may be denied, and what is left of the message in roots.
+        let digest = |n: usize| identity::sha256(&n.to_be_bytes());
+        let denied = DenyList::new((0..identity::DENIALS_MAX).map(|n| Denial::Key(digest(n)))).unwrap();
+        let roots = vec![hex(&vec![7; (4 << 20) / identity::ROOTS_MAX]); identity::ROOTS_MAX];
+        let state = TrustState { roots, denied: save_denials(&denied), ..TrustState::default() };
+        directory.save(&state);
+        let loaded = directory.load("").unwrap();
+        assert_eq!(DenyList::new(read_denials(&loaded.denied).unwrap()).unwrap(), denied);
+        assert_eq!(loaded, state);
         fs::remove_dir_all(&path).unwrap();
     }
 

@@ -147,25 +147,8 @@ pub struct Parts {
 pub fn run(parts: Parts, listeners: Listeners) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = tokio::task::LocalSet::new();
-    let journal = Journal::new(parts.sinks, parts.metrics, parts.seed);
-    let limits = &parts.config.limits;
-    let connector =
-        Rc::new(Connector::new(Arc::clone(&parts.store), limits.connect_timeout, limits.tls_handshake_timeout));
-    let worker = Rc::new(Worker {
-        connections_max: limits.connections.div_ceil(parts.config.workers).max(1),
-        acceptor: TlsAcceptor::from(parts.tls),
-        discovery: parts.discovery,
-        store: parts.store,
-        connector,
-        servers: Rc::default(),
-        journal: Rc::clone(&journal),
-        drain: parts.drain,
-        connections: RefCell::default(),
-        accepted: Cell::default(),
-        spool: parts.spool,
-        denied: parts.denied,
-        config: parts.config,
-    });
+    let journal = Journal::new(parts.sinks.clone(), Arc::clone(&parts.metrics), parts.seed);
+    let worker = Worker::new(parts, Rc::clone(&journal));
     let result = local.block_on(&runtime, serve(worker, listeners));
     // Tasks that were cut write their records when they are dropped.
     drop(local);
@@ -323,6 +306,26 @@ async fn reported<T>(account: &Account, steps: impl Future<Output = T>) -> T {
 }
 
 impl Worker {
+    fn new(parts: Parts, journal: Rc<Journal>) -> Rc<Self> {
+        let limits = &parts.config.limits;
+        let connector = Connector::new(Arc::clone(&parts.store), limits.connect_timeout, limits.tls_handshake_timeout);
+        Rc::new(Self {
+            connections_max: limits.connections.div_ceil(parts.config.workers).max(1),
+            acceptor: TlsAcceptor::from(parts.tls),
+            discovery: parts.discovery,
+            store: parts.store,
+            connector: Rc::new(connector),
+            servers: Rc::default(),
+            journal,
+            drain: parts.drain,
+            connections: RefCell::default(),
+            accepted: Cell::default(),
+            spool: parts.spool,
+            denied: parts.denied,
+            config: parts.config,
+        })
+    }
+
     /// What forwarding needs for this connection.
     pub fn hop(&self, account: &Rc<Account>, target: Target, shared: bool) -> Hop {
         let limits = &self.config.limits;
@@ -342,9 +345,79 @@ impl Worker {
 
 #[cfg(test)]
 mod tests {
+    use identity::{Denial, Leaf};
     use socket2::SockRef;
 
     use super::*;
+    use crate::test_ca::{Authority, id, no_discovery};
+
+    /// A worker of the example's settings, its records, and the way to deny.
+    fn worker() -> (Rc<Worker>, export::Receiver, watch::Sender<Arc<DenyList>>) {
+        let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/proxy.example.yaml");
+        let store = identity::Store::new("td".parse().unwrap());
+        let (sender, records) = export::queue(1 << 20);
+        let (deny, denied) = watch::channel(Arc::default());
+        let parts = Parts {
+            config: Arc::new(Config::load(Some(example.as_ref()), []).unwrap()),
+            discovery: no_discovery(),
+            tls: Arc::new(identity::server_config(&store, &[])),
+            store,
+            sinks: vec![sender],
+            metrics: Arc::default(),
+            seed: 1,
+            drain: crate::drain::channel().1,
+            spool: None,
+            denied,
+        };
+        let journal = Journal::new(parts.sinks.clone(), Arc::clone(&parts.metrics), parts.seed);
+        (Worker::new(parts, journal), records, deny)
+    }
+
+    /// A connection of this client that would go on for ever.
+    fn standing(worker: &Rc<Worker>, number: u64, client: &str, issuer: &Authority) -> tokio::task::JoinHandle<()> {
+        let address = |port| SocketAddr::from(([10, 0, 0, 1], port));
+        let account = Account::open(Rc::clone(&worker.journal), Direction::Inbound, address(1), address(2));
+        account.note_client(Leaf::read(&issuer.credentials(client).certified_key.cert[0]));
+        let noted = Rc::downgrade(&account);
+        let served = Rc::clone(worker);
+        let task = tokio::task::spawn_local(async move {
+            let (_open, _account) = (Open(served, number), account);
+            std::future::pending().await
+        });
+        worker.connections.borrow_mut().insert(number, Entry { task: task.abort_handle(), account: noted });
+        task
+    }
+
+    #[test]
+    fn who_is_denied_loses_the_connections_that_stand_and_nobody_else_does() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (worker, mut records, deny) = worker();
+        let issuer = Authority::root("root").issuer("issuer");
+        let [gone, stays] = ["spiffe://td/ns/demo/sa/gone", "spiffe://td/ns/demo/sa/stays"];
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let cut = [standing(&worker, 1, gone, &issuer), standing(&worker, 2, gone, &issuer)];
+            let other = standing(&worker, 3, stays, &issuer);
+            let watching = tokio::task::spawn_local(denials(Rc::clone(&worker)));
+            tokio::task::yield_now().await;
+            deny.send(Arc::new(DenyList::new([Denial::Identity(id(gone))]).unwrap())).unwrap();
+            for task in cut {
+                assert!(task.await.unwrap_err().is_cancelled());
+            }
+            assert_eq!(worker.connections.borrow().keys().collect::<Vec<_>>(), [&3]);
+            assert!(!other.is_finished());
+            watching.abort();
+            other.abort();
+        });
+        worker.journal.flush();
+        let mut lines = Vec::new();
+        while let Some(batch) = records.try_recv() {
+            record::line::records(&batch.fields).for_each(|record| record::line::json(record, &mut lines));
+        }
+        let lines = String::from_utf8(lines).unwrap();
+        let said: Vec<_> = lines.lines().filter(|line| line.contains("peer_denied")).collect();
+        let words = format!("the peer {gone}, at the other end of this connection, was denied: its identity {gone}");
+        assert!(said.len() == 2 && said.iter().all(|line| line.contains(&words)), "{lines}");
+    }
 
     #[test]
     fn an_accepted_connection_has_the_options_of_its_listener() {
