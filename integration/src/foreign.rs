@@ -252,7 +252,8 @@ pub fn saw_request(mut server: Process) -> Result<bool> {
     Ok(server.output(Stream::Err)?.contains("FILE:"))
 }
 
-fn show(command: &mut Command, shown: Option<&Shown>) {
+/// Gives openssl a certificate to show.
+pub fn show(command: &mut Command, shown: Option<&Shown>) {
     if let Some(shown) = shown {
         command.arg("-cert").arg(&shown.leaf).arg("-key").arg(&shown.key);
         if let Some(issuers) = &shown.issuers {

@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 
 use integration::envoy::{self, CANNOT_SHOW, Envoy, Tls};
-use integration::foreign::{Ledger, SERVER, Side, s_client};
+use integration::foreign::{Ledger, SERVER, Side, s_client, show};
 use integration::pki::{Case, FOREIGN, Verdict, cases, other_bundle};
 use integration::{APP_UID, DEADLINE, Stage, WEB_TARGET};
 use socket2::{Domain, Socket, Type};
@@ -254,4 +254,48 @@ fn a_handshake_that_is_not_finished_is_one_record() {
     dial("hangs-in-the-hello", PLAINTEXT, &hello[..hello.len() - 1], false);
     ledger.check(&stage).unwrap();
     only_these_reached_the_application(&stage, Vec::new());
+}
+
+/// One connection of openssl from the pod `stranger`, with what it says of the handshake's messages; a session that it
+/// was given is in `file` afterwards.
+fn with_session(stage: &Stage, connect: &str, shown: &Case, file: &str, options: &[&str]) -> String {
+    let directory = &stage.mesh.directory;
+    let request =
+        directory.write("request", "GET /hello.txt HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n").unwrap();
+    // As root: openssl writes the session.
+    let mut client = stage.command("stranger", "timeout").unwrap();
+    client.current_dir(directory.path());
+    client.args(["10", "openssl", "s_client", "-ign_eof", "-msg", "-alpn", "picket/http1", "-connect", connect]);
+    show(&mut client, Some(&shown.shown));
+    let output =
+        client.args(["-sess_out", file]).args(options).stdin(std::fs::File::open(request).unwrap()).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Nothing of a connection can be used for another one: whoever comes again shows its certificate again.
+#[test]
+fn no_session_is_given_and_none_is_taken() {
+    let stage = Stage::start(&Settings::default()).unwrap();
+    let cases = cases(&stage.mesh).unwrap();
+    let good = find(&cases, "good");
+    let directory = stage.mesh.directory.path();
+    let ours = format!("{}:{WEB_TARGET}", stage.mesh.pod("server").unwrap().pod.ipv4);
+    let said = with_session(&stage, &ours, good, "ours.pem", &[]);
+    assert!(said.contains("HTTP/1.1 200 ") && said.contains("New, TLSv1.3"), "{said}");
+    assert!(!said.contains("NewSessionTicket") && !directory.join("ours.pem").exists(), "{said}");
+
+    // The same client is given a session by a server that gives some, and can use it there.
+    let mut server = stage.command("stranger", "openssl").unwrap();
+    server.args(["s_server", "-WWW", "-naccept", "2", "-accept", "127.0.0.1:9000", "-alpn", "picket/http1"]);
+    show(server.current_dir(directory), Some(&good.shown));
+    let mut server = Process::spawn("gives-sessions", server, &stage.mesh.directory).unwrap();
+    server.wait_for_line(Stream::Out, "ACCEPT", DEADLINE).unwrap();
+    let said = with_session(&stage, "127.0.0.1:9000", good, "theirs.pem", &[]);
+    assert!(said.contains("NewSessionTicket") && directory.join("theirs.pem").exists(), "{said}");
+    let said = with_session(&stage, "127.0.0.1:9000", good, "again.pem", &["-sess_in", "theirs.pem"]);
+    assert!(said.contains("Reused, TLSv1.3"), "{said}");
+
+    let said = with_session(&stage, &ours, good, "ours.pem", &["-sess_in", "theirs.pem"]);
+    assert!(said.contains("HTTP/1.1 200 ") && said.contains("New, TLSv1.3"), "{said}");
+    assert!(!said.contains("NewSessionTicket") && !directory.join("ours.pem").exists(), "{said}");
 }

@@ -5,6 +5,7 @@
 //! Leaves to others: what is sent through the mesh and what must be true of it.
 
 mod wait;
+mod clock;
 mod net;
 mod process;
 mod mesh;
@@ -13,6 +14,7 @@ mod records;
 mod capture;
 
 pub use capture::{Capture, Counts};
+pub use clock::Clock;
 pub use collector::Collector;
 pub use mesh::{Endpoint, Mesh, MeshPod, PROXY_UID, Plaintext, Service, ServicePort, Settings, TRUST_DOMAIN, Workload};
 pub use net::{LINK_IPV4, LINK_IPV6, Namespace, Net, Pod};

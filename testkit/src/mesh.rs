@@ -5,24 +5,27 @@
 //! Leaves to others: the applications, and where records go ([`crate::Collector`]).
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::chown;
-use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::{LINK_IPV4, Net, Pod, Process, RunDir, binaries, run, until};
+use crate::{Clock, LINK_IPV4, Net, Pod, Process, RunDir, binaries, run, until};
 
 /// The user that proxies run as.
 pub const PROXY_UID: u32 = 15002;
 /// Trust domain of every mesh made here.
 pub const TRUST_DOMAIN: &str = "demo.picket.dev";
+const PROXY: &str = "picket-proxy";
+const AUTHORITY: &str = "picket-ca";
 const ADMIN_PORT: u16 = 15020;
 const CA_PORT: u16 = 15012;
 const CA_IDENTITY: &str = "spiffe://demo.picket.dev/ns/picket-system/sa/picket-ca";
@@ -57,6 +60,8 @@ pub struct Settings {
     pub programs: Option<PathBuf>,
     /// How long a proxy that stops lets go on what is in flight.
     pub drain_timeout: Duration,
+    /// The wall clock of the CA and of all proxies; `None` is the machine's.
+    pub clock: Option<Clock>,
 }
 
 impl Default for Settings {
@@ -69,6 +74,7 @@ impl Default for Settings {
             workers: 1,
             programs: None,
             drain_timeout: Duration::from_secs(30),
+            clock: None,
         }
     }
 }
@@ -168,6 +174,8 @@ impl Endpoint {
 pub struct MeshPod {
     /// The pod.
     pub pod: Pod,
+    /// Who it is.
+    pub workload: Workload,
     /// Its SPIFFE id, if it is in the mesh.
     pub identity: Option<String>,
     /// Its proxy, if it is in the mesh.
@@ -185,6 +193,7 @@ pub struct Mesh {
     pub net: Net,
     /// Configuration, programs and output of everything.
     pub directory: RunDir,
+    clock: Option<Clock>,
 }
 
 impl Mesh {
@@ -195,25 +204,73 @@ impl Mesh {
     pub fn start(mut net: Net, settings: &Settings, workloads: &[Workload], services: &[Service]) -> Result<Self> {
         let directory = RunDir::new("mesh")?;
         let programs = settings.programs.clone().map_or_else(binaries, Ok)?;
-        let proxy = directory.install(&programs.join("picket-proxy"))?;
-        let authority = directory.install(&programs.join("picket-ca"))?;
-        let ca = start_ca(&net, &directory, &authority)?;
+        for program in [PROXY, AUTHORITY] {
+            directory.install(&programs.join(program))?;
+        }
+        let clock = settings.clock.clone();
+        initialize_ca(&net, &directory, clock.as_ref())?;
+        let ca = run_ca(&net, &directory, clock.as_ref())?;
 
         let mut pods = BTreeMap::new();
         for workload in workloads {
-            let pod = net.pod(&workload.pod)?;
-            pods.insert(workload.pod.clone(), MeshPod { pod, identity: workload.identity(), proxy: None });
+            let (pod, identity) = (net.pod(&workload.pod)?, workload.identity());
+            pods.insert(workload.pod.clone(), MeshPod { pod, workload: workload.clone(), identity, proxy: None });
         }
-        let mut mesh = Self { pods, ca, net, directory };
+        let mut mesh = Self { pods, ca, net, directory, clock };
         mesh.discover(services)?;
         for workload in workloads.iter().filter(|workload| workload.meshed) {
-            mesh.start_proxy(settings, workload, &proxy, &authority)
+            mesh.prepare_pod(settings, workload)
+                .and_then(|()| mesh.run_proxy(&workload.pod))
                 .with_context(|| format!("cannot bring pod {} into the mesh", workload.pod))?;
         }
         for workload in workloads.iter().filter(|workload| workload.meshed) {
             mesh.wait_ready(&workload.pod)?;
         }
         Ok(mesh)
+    }
+
+    /// Ends the CA as a crash does.
+    ///
+    /// # Errors
+    /// When it has ended already.
+    pub fn kill_ca(&mut self) -> Result<()> {
+        self.ca.signal(Signal::KILL)?;
+        self.ca.wait(START_DEADLINE).map(drop)
+    }
+
+    /// Starts the CA again after its end, on what it left; gives proxies new tokens, as Kubernetes does before they end.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn restart_ca(&mut self) -> Result<()> {
+        for pod in self.pods.values().filter(|pod| pod.workload.meshed) {
+            self.write_token(&pod.workload)?;
+        }
+        self.ca = run_ca(&self.net, &self.directory, self.clock.as_ref())?;
+        Ok(())
+    }
+
+    /// Ends a pod's proxy as a crash does, and runs `meanwhile` before it is started again. Its output begins anew; whether
+    /// it becomes ready is the caller's question.
+    ///
+    /// # Errors
+    /// When the pod has no proxy, or it does not start.
+    pub fn restart_proxy(&mut self, name: &str, meanwhile: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
+        let proxy = self.pods.get_mut(name).and_then(|pod| pod.proxy.as_mut());
+        let proxy = proxy.with_context(|| format!("{name} has no proxy"))?;
+        proxy.signal(Signal::KILL)?;
+        proxy.wait(START_DEADLINE)?;
+        meanwhile(self)?;
+        self.run_proxy(name)
+    }
+
+    /// Kills a pod's proxy without a warning, starts it again with the same configuration, and waits until it is ready.
+    ///
+    /// # Errors
+    /// When the pod has no proxy, or it does not come back.
+    pub fn kill_and_restart(&mut self, name: &str) -> Result<()> {
+        self.restart_proxy(name, |_| Ok(()))?;
+        self.wait_ready(name)
     }
 
     /// Writes the discovery file, which proxies watch; it is replaced atomically.
@@ -296,12 +353,13 @@ impl Mesh {
         }))
     }
 
-    fn start_proxy(&mut self, settings: &Settings, workload: &Workload, proxy: &Path, authority: &Path) -> Result<()> {
+    /// The directory, token, settings and redirect of a proxy.
+    fn prepare_pod(&self, settings: &Settings, workload: &Workload) -> Result<()> {
         let name = &workload.pod;
         let own = self.directory.path().join(name);
         fs::create_dir(&own)?;
         chown(&own, Some(PROXY_UID), Some(PROXY_UID)).context("cannot give a directory to the proxy's user")?;
-        let token = self.directory.write(&format!("{name}.token"), &token(&self.directory, authority, workload)?)?;
+        let token = self.write_token(workload)?;
         let config = json!({
             "trustDomain": TRUST_DOMAIN,
             "inbound": { "plaintext": match settings.plaintext {
@@ -327,38 +385,43 @@ impl Mesh {
             config["spool"] = spool.clone();
             config["spool"]["dir"] = json!(own.join("spool"));
         }
-        let file = self.directory.write(&format!("{name}.yaml"), &serde_json::to_string_pretty(&config)?)?;
-
-        let entry = self.pods.get_mut(name).context("the pod was made before")?;
-        let mut redirect = entry.pod.command(0, proxy);
+        self.directory.write(&format!("{name}.yaml"), &serde_json::to_string_pretty(&config)?)?;
+        let mut redirect = self.pod(name)?.pod.command(0, self.directory.path().join(PROXY));
         redirect.args(["redirect", "--proxy-uid", &PROXY_UID.to_string()]).args(&workload.redirect);
-        run(&mut redirect)?;
-        self.spawn_proxy(name, proxy, &file)
+        run(&mut redirect).map(drop)
     }
 
-    fn spawn_proxy(&mut self, name: &str, proxy: &Path, config: &Path) -> Result<()> {
+    fn run_proxy(&mut self, name: &str) -> Result<()> {
+        let directory = self.directory.path();
         let entry = self.pods.get_mut(name).context("the pod was made before")?;
-        let mut command = entry.pod.command(PROXY_UID, proxy);
-        command.arg("run").arg("--config").arg(config);
+        let (program, rest) = by(self.clock.as_ref(), directory.join(PROXY));
+        let mut command = entry.pod.command(PROXY_UID, program);
+        command.args(rest).arg("run").arg("--config").arg(directory.join(format!("{name}.yaml")));
         entry.proxy = Some(Process::spawn(&format!("{name}-proxy"), command, &self.directory)?);
         Ok(())
     }
 
-    /// Kills a pod's proxy without a warning, starts it again with the same configuration, and waits until it is ready.
-    ///
-    /// # Errors
-    /// When the pod has no proxy, or it does not come back.
-    pub fn kill_and_restart(&mut self, name: &str) -> Result<()> {
-        let entry = self.pods.get_mut(name).with_context(|| format!("there is no pod {name}"))?;
-        let mut proxy = entry.proxy.take().with_context(|| format!("{name} has no proxy"))?;
-        proxy.signal(Signal::KILL)?;
-        proxy.wait(START_DEADLINE)?;
-        let (program, config) = (self.directory.path().join("picket-proxy"), format!("{name}.yaml"));
-        self.spawn_proxy(name, &program, &self.directory.path().join(config))?;
-        self.wait_ready(name)
+    /// A token like the one that Kubernetes projects into a pod.
+    fn write_token(&self, workload: &Workload) -> Result<PathBuf> {
+        let directory = self.directory.path();
+        let (program, rest) = by(self.clock.as_ref(), directory.join(AUTHORITY));
+        let mut command = Command::new(program);
+        command
+            .args(rest)
+            .arg("token")
+            .arg("--key")
+            .arg(directory.join("ca/token-key.pem"))
+            .args(["--namespace", &workload.namespace, "--service-account", &workload.service_account])
+            .args(["--pod", &workload.pod, "--pod-uid", "00000000-0000-4000-8000-000000000001"])
+            .args(["--audience", TOKEN_AUDIENCE, "--ttl", "1h"]);
+        self.directory.write(&format!("{}.token", workload.pod), &run(&mut command)?)
     }
 
-    fn wait_ready(&mut self, name: &str) -> Result<()> {
+    /// Waits until a pod's proxy is ready.
+    ///
+    /// # Errors
+    /// When it ends, or is not ready in time; the error holds what it said last.
+    pub fn wait_ready(&mut self, name: &str) -> Result<()> {
         let address = {
             let entry = self.pods.get(name).context("the pod was made before")?;
             SocketAddr::from((entry.pod.ipv4, ADMIN_PORT))
@@ -387,10 +450,18 @@ fn with_export(mut config: Value, collector: Option<SocketAddr>) -> Value {
     config
 }
 
-fn start_ca(net: &Net, directory: &RunDir, program: &Path) -> Result<Process> {
+/// A program with the words that let it run by this clock: the first one, and the rest.
+fn by(clock: Option<&Clock>, program: PathBuf) -> (OsString, Vec<OsString>) {
+    let mut words: Vec<OsString> = clock.map(Clock::words).unwrap_or_default().into_iter().map(Into::into).collect();
+    words.push(program.into());
+    (words.remove(0), words)
+}
+
+fn initialize_ca(net: &Net, directory: &RunDir, clock: Option<&Clock>) -> Result<()> {
     let state = directory.path().join("ca");
+    let (program, rest) = by(clock, directory.path().join(AUTHORITY));
     let mut init = net.link.command(0, program);
-    init.arg("init").arg("--dir").arg(&state).args(["--trust-domain", TRUST_DOMAIN]);
+    init.args(rest).arg("init").arg("--dir").arg(&state).args(["--trust-domain", TRUST_DOMAIN]);
     run(&mut init)?;
     // The CA's own directory stays private (0700); the bundle is for everybody.
     let root = fs::read_to_string(state.join("root.pem")).context("picket-ca init left no root.pem")?;
@@ -402,9 +473,13 @@ fn start_ca(net: &Net, directory: &RunDir, program: &Path) -> Result<Process> {
         "tokens": { "jwks": state.join("jwks.json"), "issuer": TOKEN_ISSUER, "audience": TOKEN_AUDIENCE },
         "log": { "level": "info", "format": "text" },
     });
-    let file = directory.write("ca.yaml", &serde_json::to_string_pretty(&config)?)?;
+    directory.write("ca.yaml", &serde_json::to_string_pretty(&config)?).map(drop)
+}
+
+fn run_ca(net: &Net, directory: &RunDir, clock: Option<&Clock>) -> Result<Process> {
+    let (program, rest) = by(clock, directory.path().join(AUTHORITY));
     let mut command = net.link.command(0, program);
-    command.arg("run").arg("--config").arg(file);
+    command.args(rest).arg("run").arg("--config").arg(directory.path().join("ca.yaml"));
     let mut ca = Process::spawn("ca", command, directory)?;
     let address = SocketAddr::from((LINK_IPV4, CA_PORT));
     until("the CA to listen", START_DEADLINE, || {
@@ -413,19 +488,6 @@ fn start_ca(net: &Net, directory: &RunDir, program: &Path) -> Result<Process> {
         Ok(connected.then_some(()))
     })?;
     Ok(ca)
-}
-
-/// A token like the one that Kubernetes projects into a pod.
-fn token(directory: &RunDir, authority: &Path, workload: &Workload) -> Result<String> {
-    let mut command = std::process::Command::new(authority);
-    command
-        .arg("token")
-        .arg("--key")
-        .arg(directory.path().join("ca/token-key.pem"))
-        .args(["--namespace", &workload.namespace, "--service-account", &workload.service_account])
-        .args(["--pod", &workload.pod, "--pod-uid", "00000000-0000-4000-8000-000000000001"])
-        .args(["--audience", TOKEN_AUDIENCE, "--ttl", "1h"]);
-    run(&mut command)
 }
 
 /// One GET over HTTP/1.1 with a fresh connection: status and body.
