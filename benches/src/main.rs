@@ -6,6 +6,7 @@
 
 mod certificates;
 mod envoy;
+mod handshake;
 mod idle;
 mod load;
 mod logs;
@@ -44,8 +45,10 @@ mostly waiting for a core.
 
 /// The same load through direct, nginx, Envoy and Picket.
 #[derive(Debug, Parser)]
-#[command(name = "picket-bench")]
+#[command(name = "picket-bench", args_conflicts_with_subcommands = true)]
 struct Arguments {
+    #[command(subcommand)]
+    command: Option<handshake::Command>,
     /// Few and short rounds: to see that it works.
     #[arg(long)]
     quick: bool,
@@ -74,7 +77,11 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    match bench(&arguments) {
+    let result = match &arguments.command {
+        Some(command) => command.run().map(|()| true),
+        None => bench(&arguments),
+    };
+    match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) if arguments.assert => ExitCode::FAILURE,
         Ok(false) => ExitCode::SUCCESS,
