@@ -8,4 +8,6 @@ mod rotation;
 mod faults;
 mod brought;
 mod several;
+mod records;
+mod recovery;
 mod follow;
