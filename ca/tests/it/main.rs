@@ -10,4 +10,5 @@ mod brought;
 mod several;
 mod records;
 mod recovery;
+mod memory;
 mod follow;
