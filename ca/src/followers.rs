@@ -267,6 +267,16 @@ impl Followers {
         changed.then(|| self.known(now))
     }
 
+    /// How many are known.
+    pub fn len(&self) -> usize {
+        self.inner().entries.len()
+    }
+
+    /// True when nobody is known.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// How many have a stream, and how many of these do not use `generation`.
     pub fn counts(&self, generation: u64) -> (usize, usize) {
         let inner = self.inner();

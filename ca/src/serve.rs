@@ -406,3 +406,58 @@ impl ResolvesServerCert for Serving {
         self.0.load_full()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::Instant as Clock;
+
+    fn connection(places: &Arc<Places>, callers: &Arc<Semaphore>) -> Arc<Connection> {
+        let place = callers.clone().try_acquire_owned().unwrap();
+        Connection::new(([127, 0, 0, 1], 5).into(), place, places.clone())
+    }
+
+    fn places(streams_max: usize) -> Arc<Places> {
+        Arc::new(Places { streams: Arc::new(Semaphore::new(streams_max)), streams_max })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_ends_when_its_time_has_come_and_not_before() {
+        let (places, callers) = (places(1), Arc::new(Semaphore::new(3)));
+        let (start, nameless) = (Clock::now(), connection(&places, &callers));
+        assert!(!nameless.end().await, "cut");
+        assert_eq!(start.elapsed(), ADMISSION_TIMEOUT);
+
+        let (start, caller) = (Clock::now(), connection(&places, &callers));
+        caller.admit();
+        assert!(caller.end().await, "politely");
+        assert_eq!(start.elapsed(), CALLER_AGE_MAX);
+
+        let follower = connection(&places, &callers);
+        follower.admit();
+        let following = follower.follow().unwrap();
+        let days = timeout(Duration::from_secs(30 * 86_400), follower.end()).await;
+        assert!(days.is_err(), "it stays for as long as it follows");
+        drop(following);
+        assert!(follower.end().await, "and no longer");
+    }
+
+    #[test]
+    fn who_follows_gives_its_callers_place_back_and_keeps_the_other() {
+        let (places, callers) = (places(1), Arc::new(Semaphore::new(2)));
+        let (one, two) = (connection(&places, &callers), connection(&places, &callers));
+        assert_eq!(callers.available_permits(), 0);
+        let following = one.follow().unwrap();
+        assert_eq!((callers.available_permits(), places.streams.available_permits()), (1, 0));
+        assert!(matches!(one.follow(), Err(CallError::SecondStream)));
+        assert!(matches!(two.follow(), Err(CallError::StreamLimit(1))));
+        drop(following);
+        assert_eq!(
+            places.streams.available_permits(),
+            0,
+            "until the connection is gone, so that their number has a limit"
+        );
+        drop(one);
+        assert!(two.follow().is_ok());
+    }
+}

@@ -155,8 +155,7 @@ async fn who_never_says_who_it_is_is_cut_and_who_follows_is_not() {
     assert_eq!(status(&place.socket("ca")).unwrap().proxies.connected, 1);
 }
 
-#[tokio::test]
-async fn who_is_behind_is_waited_for_by_name_until_an_operator_overrides() {
+pub(crate) async fn who_is_behind_is_waited_for_by_name_until_an_operator_overrides() {
     let place = Place::new("behind");
     let address = free_address();
     let running = Running::start(&place.config("ca", &address.to_string(), CONFIG), &[]);
@@ -188,15 +187,14 @@ async fn who_is_behind_is_waited_for_by_name_until_an_operator_overrides() {
     running.line("alert resolved");
 }
 
-#[tokio::test]
-async fn a_proxy_that_is_away_for_a_moment_is_not_forgotten() {
+pub(crate) async fn a_proxy_that_is_away_for_a_moment_is_not_forgotten() {
     let place = Place::new("away");
     let address = free_address();
     let mut running = Running::start(&place.config("ca", &address.to_string(), CONFIG), &[]);
     let socket = place.socket("ca");
     let proxies =
         Arc::new(vec![Proxy::start(&place, &[address], "a").await, Proxy::start(&place, &[address], "b").await]);
-    let handshakes = Handshakes::start(&proxies, Duration::from_millis(50));
+    let handshakes = Handshakes::start(&proxies, Duration::from_millis(100));
     proxies[1].set_deaf(true);
     command(&socket, "/certs/rotate", r#"{"what":"root"}"#);
     until_async("the other one is done", || (proxies[0].roots() == 2).then_some(())).await;

@@ -75,7 +75,11 @@ async fn everything_has_ended_and_the_guide_leads_out() {
 
     // The guide: look at the clock, rotate the root, give the new bundle's file to the proxies.
     command(&socket, "/certs/rotate", r#"{"what":"root"}"#);
-    until_async("the new root alone", || place.state().rotation.is_none().then_some(())).await;
+    let done = || {
+        let state = place.state();
+        (state.rotation.is_none() && place.root() == state.bundle_pem()).then_some(())
+    };
+    until_async("the new root alone", done).await;
     assert_eq!((place.state().roots.len(), status(&socket).unwrap().roots[0].id), (1, 3));
     until_async("readiness", || (ask(&socket, "GET", "/readyz", "").unwrap().0 == 200).then_some(())).await;
     running.said("alert resolved");

@@ -18,6 +18,11 @@ pub(crate) const DOMAIN: &str = "demo.picket.dev";
 /// Generous: a loaded machine makes keys and waits for its disk in it.
 pub(crate) const WAIT: Duration = Duration::from_secs(60);
 
+/// A runtime for one test.
+pub(crate) fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
 /// Polls until `state` gives a value.
 pub(crate) fn until<T>(what: &str, mut state: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + WAIT;
