@@ -172,7 +172,7 @@ mod tests {
     #[test]
     fn what_lasts_is_told_once() {
         let (sender, mut receiver) = export::queue(1 << 20);
-        let (journal, mut alerts) = (Journal::new(Some(sender), 1), Alerts::default());
+        let (journal, mut alerts) = (Journal::new(Some(sender)), Alerts::default());
         let condition =
             |detail: &str| Condition { alert: Alert::KeySetRefused, subject: String::new(), detail: detail.into() };
         let mut told = |conditions| {

@@ -3,7 +3,6 @@
 //! Two threads: one serves, one tends the directory and may wait for the disk. Order at the end: stop accepting, finish
 //! or cut what is in flight, write down who followed, send the last records.
 
-use std::hash::{BuildHasher, Hasher};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -25,7 +24,7 @@ use crate::attest::key_set::KeySet;
 use crate::brought::{self, Brought, Files};
 use crate::config::{Config, Export};
 use crate::followers::Followers;
-use crate::journal::{Journal, unix_nanos};
+use crate::journal::Journal;
 use crate::keeper::Keeper;
 use crate::metrics::{self, Numbers};
 use crate::policy::Policy;
@@ -71,7 +70,7 @@ pub fn run(config: Config) -> Result<()> {
         attestor: key_set.clone(),
         policy: Policy { trust_domain: config.trust_domain.clone(), leaf_lifetime: config.leaf_lifetime },
         followers: Followers::new(streams_max.saturating_mul(2), now),
-        journal: Arc::new(Journal::new(sink, seed())),
+        journal: Arc::new(Journal::new(sink)),
     };
     let tended = Tended::new(Roster::join(keeper.directory())?);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
@@ -237,14 +236,4 @@ fn make_room(wanted: usize) -> usize {
         tracing::warn!(wanted, room, descriptors = current, "fewer proxies may follow than follow.streams says");
     }
     wanted.min(room)
-}
-
-/// Makes record uids unlike those of other processes; keeps no secret.
-fn seed() -> u128 {
-    let half = |salt: u64| {
-        let mut hasher = std::hash::RandomState::new().build_hasher();
-        hasher.write_u64(salt ^ unix_nanos());
-        u128::from(hasher.finish())
-    };
-    half(1) << 64 | half(2)
 }

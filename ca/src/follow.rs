@@ -230,3 +230,22 @@ impl Decoder for Shared {
         BufferSettings::new(256, 64 << 10)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use api::trust::Bundle;
+
+    #[test]
+    fn the_state_of_a_stream_is_small() {
+        assert!(size_of::<Streamed>() <= 640, "{} bytes", size_of::<Streamed>());
+    }
+
+    #[test]
+    fn the_shared_bytes_and_the_time_are_one_message() {
+        let bundle = Bundle { generation: 7, roots: vec![vec![1, 2, 3]], ..Bundle::default() };
+        let mut bytes = bundle.encode_to_vec();
+        int64::encode(6, &5, &mut bytes);
+        assert_eq!(Bundle::decode(&*bytes).unwrap(), Bundle { time_unix_nanos: 5, ..bundle });
+    }
+}

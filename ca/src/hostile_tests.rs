@@ -69,7 +69,7 @@ impl Rig {
             attestor: Arc::new(KeySet::open(scratch.path().join("jwks.json"), expected).unwrap()),
             policy: Policy { trust_domain: "td".parse().unwrap(), leaf_lifetime: Duration::from_secs(3600) },
             followers: Followers::new(100, now),
-            journal: Arc::new(Journal::new(None, 0)),
+            journal: Arc::new(Journal::new(None)),
         };
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         Self { service, key, scratch, runtime }

@@ -6,12 +6,10 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use export::{Batch, Sender};
-use record::otlp::Severity;
-use record::{Event, EventName, UidSource, Value, key};
+use export::{Events, Sender};
+use record::{EventName, Severity, Value, key};
 use telemetry::chain;
 
 use crate::attest::Caller;
@@ -79,16 +77,15 @@ impl Alert {
 /// The way to the records, the log and the counters.
 #[derive(Debug)]
 pub struct Journal {
-    sink: Option<Sender>,
-    uids: Mutex<UidSource>,
+    events: Option<Events>,
     /// The counts.
     pub counters: Counters,
 }
 
 impl Journal {
-    /// Records go to `sink`, if there is one; `seed` makes their uids unlike those of other processes.
-    pub fn new(sink: Option<Sender>, seed: u128) -> Self {
-        Self { sink, uids: Mutex::new(UidSource::new(seed)), counters: Counters::default() }
+    /// Records go to `sink`, if there is one.
+    pub fn new(sink: Option<Sender>) -> Self {
+        Self { events: sink.map(|sink| Events::new(vec![sink])), counters: Counters::default() }
     }
 
     /// A certificate was issued.
@@ -167,14 +164,9 @@ impl Journal {
     }
 
     fn record(&self, name: EventName, severity: Severity, attributes: &[(&str, Value<'_>)]) {
-        let Some(sink) = &self.sink else { return };
-        let time_unix_nanos = unix_nanos();
-        // Only whole uids are in there.
-        let uid = self.uids.lock().unwrap_or_else(PoisonError::into_inner).next(time_unix_nanos / 1_000_000);
-        let mut fields = Vec::with_capacity(512);
-        Event { uid, name, time_unix_nanos, severity, attributes }.encode(&mut fields);
-        // The queue counts what it drops; there is nothing else to do about it here.
-        let _full = sink.send(Batch { records: 1, fields: fields.into() });
+        if let Some(events) = &self.events {
+            events.emit(name, severity, attributes);
+        }
     }
 }
 

@@ -121,7 +121,7 @@ mod tests {
     #[test]
     fn the_catalogue_is_good_and_all_of_it_is_written() {
         telemetry::metrics::check(CATALOGUE).unwrap();
-        let (followers, journal) = (Followers::new(9, || 0), Journal::new(None, 0));
+        let (followers, journal) = (Followers::new(9, || 0), Journal::new(None));
         let mut state = state();
         state.generation = 7;
         let numbers = Numbers {

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use api::istio_ca::istio_certificate_service_server::{IstioCertificateService, IstioCertificateServiceServer};
 use api::istio_ca::{IstioCertificateRequest, IstioCertificateResponse};
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -184,10 +184,11 @@ impl IstioCertificateService for Certificates {
     }
 }
 
-/// Serves until `stop` is done, then lets calls in progress finish.
+/// Serves until `stop` is done, then lets calls in progress finish. While no serving certificate can be made, because an
+/// issuer has ended, nobody can connect; that is tried again, and an operator can do something about it meanwhile.
 ///
 /// # Errors
-/// When the first serving certificate cannot be made.
+/// When TLS cannot be set up.
 ///
 /// # Cancellation
 /// Dropping the future closes the listener and every connection.
@@ -198,8 +199,9 @@ pub async fn serve(
     streams_max: usize,
     stop: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
-    let (key, renew_at) = serving_key(&service, &dns_names, OffsetDateTime::now_utc())?;
-    let serving = Arc::new(Serving(ArcSwap::from_pointee(key)));
+    let serving = Arc::new(Serving(ArcSwapOption::empty()));
+    let mut shown = Shown::default();
+    shown.renew(&serving, &service, &dns_names);
     let mut config = rustls::ServerConfig::builder_with_provider(identity::provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_no_client_auth()
@@ -212,7 +214,7 @@ pub async fn serve(
     let mut connections = JoinSet::new();
     tokio::select! {
         () = accepting.run(&listener, &mut connections) => {}
-        () = renew(serving, service, dns_names, renew_at) => {}
+        () = shown.keep(&serving, &service, &dns_names) => {}
         () = stop => {}
     }
     drop(listener);
@@ -252,24 +254,40 @@ fn serving_key(
     Ok((CertifiedKey::from_der(chain, key, &identity::provider())?, renew_at))
 }
 
-/// Replaces the serving certificate at two thirds of its life and when another issuer is to be shown, for ever.
-async fn renew(serving: Arc<Serving>, service: Arc<Service>, dns_names: Vec<String>, first: OffsetDateTime) {
-    let (mut renew_at, mut shown) = (first, service.trust.current().serving.id);
-    loop {
-        sleep(TICK).await;
-        let (now, issuer) = (OffsetDateTime::now_utc(), service.trust.current().serving.id);
-        if now < renew_at && issuer == shown {
-            continue;
+/// The serving certificate that is shown.
+#[derive(Debug, Default)]
+struct Shown {
+    issuer: Option<u32>,
+    renew_at: Option<OffsetDateTime>,
+    /// Why there is none, so that it is said once.
+    failure: Option<String>,
+}
+
+impl Shown {
+    /// Replaces it at two thirds of its life and when another issuer is to be shown, for ever.
+    async fn keep(&mut self, serving: &Serving, service: &Service, dns_names: &[String]) {
+        loop {
+            sleep(TICK).await;
+            self.renew(serving, service, dns_names);
         }
-        match serving_key(&service, &dns_names, now) {
-            Ok((key, next)) => {
-                serving.0.store(Arc::new(key));
-                (renew_at, shown) = (next, issuer);
+    }
+
+    fn renew(&mut self, serving: &Serving, service: &Service, dns_names: &[String]) {
+        let (now, issuer) = (OffsetDateTime::now_utc(), service.trust.current().serving.id);
+        if self.issuer == Some(issuer) && self.renew_at.is_some_and(|at| now < at) {
+            return;
+        }
+        match serving_key(service, dns_names, now) {
+            Ok((key, renew_at)) => {
+                serving.0.store(Some(Arc::new(key)));
+                *self = Self { issuer: Some(issuer), renew_at: Some(renew_at), failure: None };
             }
             Err(error) => {
-                tracing::error!(reason = %chain(&error), "serving certificate not renewed");
-                // Not at once again: nothing gets better within a moment, and each try is a line.
-                sleep(TICK * 20).await;
+                let reason = chain(&error).to_string();
+                if self.failure.is_none() {
+                    tracing::error!(reason, "no new serving certificate; nobody new may be able to connect");
+                }
+                self.failure = Some(reason);
             }
         }
     }
@@ -381,10 +399,65 @@ async fn answer(
 
 /// The serving certificate of the moment.
 #[derive(Debug)]
-struct Serving(ArcSwap<CertifiedKey>);
+struct Serving(ArcSwapOption<CertifiedKey>);
 
 impl ResolvesServerCert for Serving {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.load_full())
+        self.0.load_full()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::Instant as Clock;
+
+    fn connection(places: &Arc<Places>, callers: &Arc<Semaphore>) -> Arc<Connection> {
+        let place = callers.clone().try_acquire_owned().unwrap();
+        Connection::new(([127, 0, 0, 1], 5).into(), place, places.clone())
+    }
+
+    fn places(streams_max: usize) -> Arc<Places> {
+        Arc::new(Places { streams: Arc::new(Semaphore::new(streams_max)), streams_max })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_ends_when_its_time_has_come_and_not_before() {
+        let (places, callers) = (places(1), Arc::new(Semaphore::new(3)));
+        let (start, nameless) = (Clock::now(), connection(&places, &callers));
+        assert!(!nameless.end().await, "cut");
+        assert_eq!(start.elapsed(), ADMISSION_TIMEOUT);
+
+        let (start, caller) = (Clock::now(), connection(&places, &callers));
+        caller.admit();
+        assert!(caller.end().await, "politely");
+        assert_eq!(start.elapsed(), CALLER_AGE_MAX);
+
+        let follower = connection(&places, &callers);
+        follower.admit();
+        let following = follower.follow().unwrap();
+        let days = timeout(Duration::from_secs(30 * 86_400), follower.end()).await;
+        assert!(days.is_err(), "it stays for as long as it follows");
+        drop(following);
+        assert!(follower.end().await, "and no longer");
+    }
+
+    #[test]
+    fn who_follows_gives_its_callers_place_back_and_keeps_the_other() {
+        let (places, callers) = (places(1), Arc::new(Semaphore::new(2)));
+        let (one, two) = (connection(&places, &callers), connection(&places, &callers));
+        assert_eq!(callers.available_permits(), 0);
+        let following = one.follow().unwrap();
+        assert_eq!((callers.available_permits(), places.streams.available_permits()), (1, 0));
+        assert!(matches!(one.follow(), Err(CallError::SecondStream)));
+        assert!(matches!(two.follow(), Err(CallError::StreamLimit(1))));
+        drop(following);
+        assert_eq!(
+            places.streams.available_permits(),
+            0,
+            "until the connection is gone, so that their number has a limit"
+        );
+        drop(one);
+        assert!(two.follow().is_ok());
     }
 }

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use telemetry::chain;
 use time::OffsetDateTime;
@@ -28,6 +28,9 @@ use crate::trust::Trust;
 
 const LEADER_LOCK: &str = "leader.lock";
 const TICK: Duration = Duration::from_millis(500);
+/// The list of proxies is written at most this often for each of them: of 20 000, every 20 s. What a crash loses of it is
+/// made good by waiting for the proxies to come back.
+const PUBLISH_EACH: Duration = Duration::from_millis(1);
 /// Steps in a row; more are due only when something is wrong.
 const STEPS_MAX: usize = 8;
 
@@ -87,6 +90,7 @@ pub struct Tender {
 #[derive(Default)]
 struct Memory {
     leader: Option<Lock>,
+    published: Option<Instant>,
     alerts: Alerts,
     /// The files of the brought issuer that were found good and dealt with.
     brought: Option<Files>,
@@ -138,7 +142,11 @@ impl Tender {
     fn lead(&self, memory: &mut Memory, now: Seconds) -> Result<(), String> {
         let told = |error: RosterError| chain(&error).to_string();
         self.followers.forget(self.trust.keeper().rules().absence_window, now);
-        if let Some(known) = self.followers.changed(now) {
+        let pause = PUBLISH_EACH * u32::try_from(self.followers.len()).unwrap_or(u32::MAX);
+        if memory.published.is_none_or(|at| at.elapsed() >= pause)
+            && let Some(known) = self.followers.changed(now)
+        {
+            memory.published = Some(Instant::now());
             self.tended.roster().publish(known).map_err(told)?;
         }
         if memory.leader.is_none() {

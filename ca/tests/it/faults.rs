@@ -8,7 +8,7 @@ use std::time::Duration;
 use ca::state::{Outcome, Stage};
 
 use crate::support::proxy::{Handshakes, Proxy};
-use crate::support::{Place, Running, ask, command, free_address, until, until_async};
+use crate::support::{Place, Running, ask, command, free_address, runtime, until, until_async};
 
 const CONFIG: &str = "leafLifetime: 10s\nrenewWithin: 1s\nrotation: {absenceWindow: 1s}";
 
@@ -38,8 +38,7 @@ fn a_kill_at_any_boundary_loses_nothing() {
     std::thread::scope(|scope| {
         for (change, trigger) in CHANGES {
             for at in PLACES {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-                scope.spawn(move || runtime.block_on(killed(change, at, trigger)));
+                scope.spawn(move || runtime().block_on(killed(change, at, trigger)));
             }
         }
     });

@@ -1,17 +1,20 @@
 //! The trust bundle stream of the real program: who is told what, who is waited for, and what a stream may cost.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use api::trust::trust_bundle_service_client::TrustBundleServiceClient;
 use api::trust::{Status, denial};
 use ca::state::Stage;
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
+use tokio_rustls::TlsConnector;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming};
 
 use crate::support::proxy::{Handshakes, Proxy, channel, store, unix_nanos, with_token};
-use crate::support::{Place, Running, ask, command, free_address, status, until, until_async};
+use crate::support::{DOMAIN, Place, Running, ask, command, free_address, status, until, until_async};
 
 const CONFIG: &str = "leafLifetime: 10s\nrenewWithin: 1s\nrotation: {absenceWindow: 3s, stuckAfter: 2s}";
 
@@ -101,14 +104,58 @@ async fn streams_have_their_own_places() {
     let proxy = Proxy::spawn(&place, &[running.address], "d");
     drop(streams.pop());
     until_async("a place is free", || (proxy.generation() > 0).then_some(())).await;
-    // Connections that never say who they are take no place from the others for long, and none from streams.
-    let silent: Vec<_> = (0..50).map(|_| std::net::TcpStream::connect(running.address).unwrap()).collect();
-    streams[0].say.send(uses(1)).await.unwrap();
-    drop(silent);
 }
 
 #[tokio::test]
-async fn who_is_behind_is_waited_for_by_name_until_an_operator_overrides() {
+async fn silent_callers_hold_nobody_up_for_long() {
+    let place = Place::new("silent");
+    let running = place.start();
+    let mut stream = follow(&running, &place, &place.pod_token("web-0")).await.unwrap();
+    stream.bundles.message().await.unwrap().unwrap();
+    stream.say.send(uses(1)).await.unwrap();
+    // More than there are places: some are taken, the others wait in the kernel.
+    let connect = || tokio::net::TcpStream::connect(running.address);
+    let mut silent = Vec::new();
+    for _ in 0..1100 {
+        silent.push(connect().await.unwrap());
+    }
+    // Streams have places of their own: this one hears of the change while callers wait.
+    let start = Instant::now();
+    command(&place.socket("ca"), "/certs/deny", r#"{"subject":{"serial":"ab"}}"#);
+    assert_eq!(stream.bundles.message().await.unwrap().unwrap().generation, 2);
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    // And a caller gets its place once those who never began are cut.
+    Proxy::start(&place, &[running.address], "late").await;
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn who_never_says_who_it_is_is_cut_and_who_follows_is_not() {
+    let place = Place::new("nameless");
+    let running = place.start();
+    let proxy = Proxy::start(&place, &[running.address], "web-0").await;
+    let open = |name: &'static str| {
+        let store = store(&place.root());
+        async move {
+            let id = format!("spiffe://{DOMAIN}/ns/picket-system/sa/picket-ca").parse().unwrap();
+            let connector = TlsConnector::from(Arc::new(identity::client_config(&store, &id, b"h2")));
+            let socket = tokio::net::TcpStream::connect(running.address).await.unwrap();
+            connector.connect(ServerName::try_from(name).unwrap(), socket).await.unwrap()
+        }
+    };
+    let mut nameless = open("nameless").await;
+    let start = Instant::now();
+    let mut heard = Vec::new();
+    // A good greeting, and then nothing: no call, no token.
+    nameless.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    let cut = tokio::time::timeout(Duration::from_secs(30), nameless.read_to_end(&mut heard)).await;
+    assert!(cut.is_ok() && start.elapsed() > Duration::from_secs(5), "{:?}", start.elapsed());
+    command(&place.socket("ca"), "/certs/deny", r#"{"subject":{"serial":"ab"}}"#);
+    until_async("the one that follows to hear of it", || (proxy.generation() == 2).then_some(())).await;
+    assert_eq!(status(&place.socket("ca")).unwrap().proxies.connected, 1);
+}
+
+pub(crate) async fn who_is_behind_is_waited_for_by_name_until_an_operator_overrides() {
     let place = Place::new("behind");
     let address = free_address();
     let running = Running::start(&place.config("ca", &address.to_string(), CONFIG), &[]);
@@ -140,15 +187,14 @@ async fn who_is_behind_is_waited_for_by_name_until_an_operator_overrides() {
     running.line("alert resolved");
 }
 
-#[tokio::test]
-async fn a_proxy_that_is_away_for_a_moment_is_not_forgotten() {
+pub(crate) async fn a_proxy_that_is_away_for_a_moment_is_not_forgotten() {
     let place = Place::new("away");
     let address = free_address();
     let mut running = Running::start(&place.config("ca", &address.to_string(), CONFIG), &[]);
     let socket = place.socket("ca");
     let proxies =
         Arc::new(vec![Proxy::start(&place, &[address], "a").await, Proxy::start(&place, &[address], "b").await]);
-    let handshakes = Handshakes::start(&proxies, Duration::from_millis(50));
+    let handshakes = Handshakes::start(&proxies, Duration::from_millis(100));
     proxies[1].set_deaf(true);
     command(&socket, "/certs/rotate", r#"{"what":"root"}"#);
     until_async("the other one is done", || (proxies[0].roots() == 2).then_some(())).await;
@@ -194,7 +240,7 @@ async fn a_stop_is_quick_with_streams_open() {
     let mut running = place.start();
     let _proxy = Proxy::start(&place, &[running.address], "web-0").await;
     running.signal("TERM");
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     let ended = until("the end", || running.ended());
     assert!(ended.success() && start.elapsed() < Duration::from_secs(5), "{ended} after {:?}", start.elapsed());
 }

@@ -2,7 +2,6 @@
 
 pub(crate) mod proxy;
 
-use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixStream;
@@ -18,6 +17,11 @@ pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_picket-ca");
 pub(crate) const DOMAIN: &str = "demo.picket.dev";
 /// Generous: a loaded machine makes keys and waits for its disk in it.
 pub(crate) const WAIT: Duration = Duration::from_secs(60);
+
+/// A runtime for one test.
+pub(crate) fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
 
 /// Polls until `state` gives a value.
 pub(crate) fn until<T>(what: &str, mut state: impl FnMut() -> Option<T>) -> T {
@@ -141,10 +145,30 @@ pub(crate) fn free_address() -> SocketAddr {
     })
 }
 
+/// What a process has said so far.
+#[derive(Default)]
+struct Log {
+    lines: Vec<String>,
+    read: usize,
+}
+
+impl Log {
+    /// The next line that has `text`; those before it count as read.
+    fn next(&mut self, text: &str) -> Option<String> {
+        while let Some(line) = self.lines.get(self.read) {
+            self.read += 1;
+            if line.contains(text) {
+                return Some(line.clone());
+            }
+        }
+        None
+    }
+}
+
 /// `picket-ca run`, killed with the test.
 pub(crate) struct Running {
     child: Child,
-    lines: Arc<Mutex<VecDeque<String>>>,
+    log: Arc<Mutex<Log>>,
     pub(crate) address: SocketAddr,
 }
 
@@ -163,45 +187,46 @@ impl Running {
         command.arg("run").arg("--config").arg(config).envs(variables.iter().copied());
         let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let log = BufReader::new(child.stderr.take().unwrap());
-        let lines: Arc<Mutex<VecDeque<String>>> = Arc::default();
-        let sink = lines.clone();
+        let kept: Arc<Mutex<Log>> = Arc::default();
+        let sink = kept.clone();
         std::thread::spawn(move || {
             for line in log.lines().map_while(Result::ok) {
-                sink.lock().unwrap().push_back(line);
+                sink.lock().unwrap().lines.push(line);
             }
         });
-        Self { child, lines, address: SocketAddr::from(([0, 0, 0, 0], 0)) }
+        Self { child, log: kept, address: SocketAddr::from(([0, 0, 0, 0], 0)) }
     }
 
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// The next log line that has `text`; those before it are gone. Nothing else happens in the test meanwhile.
+    /// The next log line that has `text`. Nothing else happens in the test meanwhile.
     pub(crate) fn line(&self, text: &str) -> String {
-        let end = Instant::now() + WAIT;
-        let mut last = String::new();
-        loop {
-            while let Some(line) = self.lines.lock().unwrap().pop_front() {
-                if line.contains(text) {
-                    return line;
-                }
-                last = line;
-            }
-            assert!(Instant::now() < end, "no log line with {text:?} within {WAIT:?}; the last was {last:?}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        self.wait_for(text, |log| log.next(text))
     }
 
     /// As [`Self::line`], if it is there.
     pub(crate) fn try_line(&self, text: &str) -> Option<String> {
-        let mut lines = self.lines.lock().unwrap();
-        while let Some(line) = lines.pop_front() {
-            if line.contains(text) {
-                return Some(line);
+        self.log.lock().unwrap().next(text)
+    }
+
+    /// Any log line that has `text`, from the beginning.
+    pub(crate) fn said(&self, text: &str) -> String {
+        self.wait_for(text, |log| log.lines.iter().find(|line| line.contains(text)).cloned())
+    }
+
+    fn wait_for(&self, text: &str, find: impl Fn(&mut Log) -> Option<String>) -> String {
+        let end = Instant::now() + WAIT;
+        loop {
+            let mut log = self.log.lock().unwrap();
+            if let Some(line) = find(&mut log) {
+                return line;
             }
+            assert!(Instant::now() < end, "no log line with {text:?} within {WAIT:?}: {:?}", log.lines.last());
+            drop(log);
+            std::thread::sleep(Duration::from_millis(20));
         }
-        None
     }
 
     /// How the process ended, if it has.
