@@ -20,6 +20,13 @@ const GOALS: [Goal; 5] = [
     Goal { load: Load::Http2, peer: Variant::Envoy, ratio_max: 0.5 },
     Goal { load: Load::Bulk, peer: Variant::Envoy, ratio_max: 1.1 },
 ];
+/// Whom ratios are shown to.
+const PEERS: [(Variant, &str); 4] = [
+    (Variant::Nginx, "× nginx"),
+    (Variant::NginxBuffered, "× nginx buffered"),
+    (Variant::Envoy, "× Envoy"),
+    (Variant::PicketBaseline, "× baseline"),
+];
 /// Resident memory of one idle proxy, in MiB.
 const IDLE_MIB_MAX: f64 = 10.0;
 
@@ -67,51 +74,54 @@ impl Rounds {
         median(ratios.collect())
     }
 
-    /// One table.
+    /// One table, with a column of ratios for each peer that was there.
     pub(crate) fn table(&self) -> String {
-        let mut out = format!("### {}\n\n", self.load.title());
-        let unit = match self.bytes {
-            Some(_) => "MiB/s | CPU ms/GiB | of it user",
-            None => "requests/s | CPU µs/request | of it user",
+        let measured = |variant: &Variant| self.values(*variant, |sample| Some(sample.rate())).is_some();
+        let peers: Vec<(Variant, &str)> = PEERS.into_iter().filter(|(peer, _)| measured(peer)).collect();
+        let mut columns = match self.bytes {
+            Some(_) => vec!["MiB/s", "CPU ms/GiB", "of it user", "spread"],
+            None => vec!["requests/s", "CPU µs/request", "of it user", "spread"],
         };
-        let _ = write!(
-            out,
-            "| | {unit} | spread | p50 µs | p99 µs | added p50 | added p99 | × nginx | × nginx buffered | × Envoy | × baseline |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n"
+        if self.bytes.is_none() {
+            columns.extend(["p50 µs", "p99 µs", "added p50", "added p99"]);
+        }
+        columns.extend(peers.iter().map(|(_, title)| *title));
+        let mut out = format!(
+            "### {}\n\n| | {} |\n|---|{}\n",
+            self.load.title(),
+            columns.join(" | "),
+            "--:|".repeat(columns.len())
         );
-        for variant in Variant::ALL {
-            let Some(rate) = self.values(variant, |sample| Some(sample.rate())) else { continue };
-            let is_pair = variant != Variant::Direct;
-            let cpu = self.values(variant, |sample| Some(sample.cpu_per_request())).filter(|_| is_pair);
-            let user = self.values(variant, |sample| Some(sample.user_per_request())).filter(|_| is_pair);
-            let latency = |value: fn(&Sample) -> Option<f64>| {
-                let (own, direct) = (self.values(variant, value), self.values(Variant::Direct, value));
-                (own, own.zip(direct).map(|(own, direct)| own - direct).filter(|_| is_pair))
-            };
-            let (p50, added_p50) = latency(|sample| sample.done.p50);
-            let (p99, added_p99) = latency(|sample| sample.done.p99);
-            let (rate, cpu_unit) = match self.bytes {
-                Some(bytes) => (rate * bytes as f64 / f64::from(1 << 20), (1u64 << 30) as f64 / bytes as f64 / 1000.0),
-                None => (rate, 1.0),
-            };
-            let ratio = |peer| if is_pair && variant != peer { self.ratio(variant, peer) } else { None };
-            let _ = writeln!(
-                out,
-                "| {} | {rate:.0} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
-                variant.title(),
-                shown(cpu.map(|cpu| cpu * cpu_unit), 1),
-                shown(user.map(|user| user * cpu_unit), 1),
-                self.spread(variant, cpu_unit).filter(|_| is_pair).unwrap_or_default(),
-                shown(p50, 0),
-                shown(p99, 0),
-                shown(added_p50, 0),
-                shown(added_p99, 0),
-                shown(ratio(Variant::Nginx), 2),
-                shown(ratio(Variant::NginxBuffered), 2),
-                shown(ratio(Variant::Envoy), 2),
-                shown(ratio(Variant::PicketBaseline), 2),
-            );
+        for variant in Variant::ALL.into_iter().filter(measured) {
+            let _ = writeln!(out, "| {} | {} |", variant.title(), self.row(variant, &peers).join(" | "));
         }
         out
+    }
+
+    fn row(&self, variant: Variant, peers: &[(Variant, &str)]) -> Vec<String> {
+        let is_pair = variant != Variant::Direct;
+        let (rate_unit, cpu_unit) = match self.bytes {
+            Some(bytes) => (bytes as f64 / f64::from(1 << 20), (1u64 << 30) as f64 / bytes as f64 / 1000.0),
+            None => (1.0, 1.0),
+        };
+        let of_pair = |value: Option<f64>, digits| shown(value.filter(|_| is_pair), digits);
+        let cpu = |value: fn(&Sample) -> f64| self.values(variant, |sample| Some(value(sample) * cpu_unit));
+        let mut row = vec![
+            shown(self.values(variant, |sample| Some(sample.rate() * rate_unit)), 0),
+            of_pair(cpu(Sample::cpu_per_request), 1),
+            of_pair(cpu(Sample::user_per_request), 1),
+            self.spread(variant, cpu_unit).filter(|_| is_pair).unwrap_or_else(|| "-".to_owned()),
+        ];
+        if self.bytes.is_none() {
+            let latencies: [fn(&Sample) -> Option<f64>; 2] = [|sample| sample.done.p50, |sample| sample.done.p99];
+            let own = latencies.map(|value| self.values(variant, value));
+            let direct = latencies.map(|value| self.values(Variant::Direct, value));
+            row.extend(own.map(|own| shown(own, 0)));
+            row.extend([0, 1].map(|at| of_pair(own[at].zip(direct[at]).map(|(own, direct)| own - direct), 0)));
+        }
+        let ratio = |peer: Variant| self.ratio(variant, peer).filter(|_| variant != peer);
+        row.extend(peers.iter().map(|(peer, _)| of_pair(ratio(*peer), 2)));
+        row
     }
 
     /// Least and most of the rounds.
@@ -211,6 +221,16 @@ mod tests {
         let rounds = rounds(&[(100, 200), (500, 1000), (900, 1800)]);
         assert_eq!(rounds.ratio(Variant::Picket, Variant::Nginx), Some(0.5));
         assert_eq!(rounds.ratio(Variant::Picket, Variant::Envoy), None);
+    }
+
+    #[test]
+    fn a_table_has_the_peers_that_were_there() {
+        let table = rounds(&[(100, 200)]).table();
+        let lines: Vec<&str> = table.lines().collect();
+        assert!(lines[2].ends_with("| added p99 | × nginx |"), "{table}");
+        assert_eq!(lines[4], "| nginx pair, log | 100 | 2.0 | 2.0 | 2.0–2.0 | - | - | - | - | - |");
+        assert_eq!(lines[5], "| Picket pair, log and OTLP | 100 | 1.0 | 1.0 | 1.0–1.0 | - | - | - | - | 0.50 |");
+        assert!(lines.iter().skip(2).all(|line| line.matches('|').count() == lines[2].matches('|').count()), "{table}");
     }
 
     #[test]

@@ -171,12 +171,12 @@ impl Connector {
     async fn to(&self, target: &Target, alpn: &'static [u8], reuse: bool) -> Result<Connected, ConnectionError> {
         let destination = match target {
             Target::Address(address, decision, reason) => {
-                return self.plain(*address, None, None, *decision, reason).await;
+                return Box::pin(self.plain(*address, None, None, *decision, reason)).await;
             }
             Target::Discovered(discovered) => discovered.now(),
         };
         let mut tried = Vec::new();
-        let mut last = ConnectionError::NoEndpoint(service_of(&destination));
+        let mut last = None;
         while tried.len() < ATTEMPTS_MAX {
             let Some((endpoint, in_flight)) = self.pick(&destination, &tried) else { break };
             if reuse && let Some(mut connected) = self.kept(&endpoint) {
@@ -190,11 +190,11 @@ impl Connector {
                 }
                 Err(error) => {
                     tried.push(endpoint.address);
-                    last = error;
+                    last = Some(error);
                 }
             }
         }
-        Err(last)
+        Err(last.unwrap_or_else(|| ConnectionError::NoEndpoint(service_of(&destination))))
     }
 
     /// The endpoint that takes the next connection or request, and its use until dropped; `None` when all were tried.
@@ -210,7 +210,8 @@ impl Connector {
     /// # Cancellation
     /// A connection half made is closed.
     pub async fn reach(&self, endpoint: &Endpoint, alpn: &'static [u8]) -> Result<Connected, ConnectionError> {
-        let result = self.dial(endpoint, alpn).await;
+        // Apart, because most connections and requests go on without it: they would all be as large as a handshake.
+        let result = Box::pin(self.dial(endpoint, alpn)).await;
         match &result {
             Ok(_) => self.balancer.reached(endpoint.address),
             Err(_) => self.balancer.failed(endpoint.address, Instant::now()),

@@ -100,7 +100,7 @@ async fn mesh(
     worker.store.usable(UnixTime::now()).map_err(ConnectionError::CredentialsUnavailable)?;
     account.note(|facts| facts.reason = "the client did not prove an identity of this trust domain");
     let started = std::time::Instant::now();
-    let accept = worker.acceptor.accept(Prefixed::new(opening.bytes, stream));
+    let accept = Box::pin(worker.acceptor.accept(Prefixed::new(opening.bytes, stream)));
     let tls = match timeout(worker.config.limits.tls_handshake_timeout, accept).await {
         Ok(done) => done.map_err(|error| ConnectionError::handshake(account.source(), error))?,
         Err(_) => return Err(ConnectionError::HandshakeTimeout(account.source())),
@@ -172,7 +172,8 @@ async fn forward_to_app(
     let hop = worker.hop(account, target, false);
     match protocol {
         Protocol::Http1 => http1::serve(&hop, client, opening).await,
-        Protocol::Http2 => http2::serve(&hop, client).await,
+        // Apart, so that connections of HTTP/1 are not as large as those of HTTP/2.
+        Protocol::Http2 => Box::pin(http2::serve(&hop, client)).await,
         Protocol::Tls | Protocol::Tcp => forward::opaque(&hop, client, &opening).await,
     }
 }

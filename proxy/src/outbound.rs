@@ -37,7 +37,8 @@ pub async fn serve(worker: &Worker, account: &Rc<Account>, stream: TcpStream) ->
     let hop = worker.hop(account, target, true);
     match opening.protocol {
         Protocol::Http1 => http1::serve(&hop, Stream::Plain(Prefixed::new(Vec::new(), stream)), opening.bytes).await,
-        Protocol::Http2 => http2::serve(&hop, Stream::Plain(Prefixed::new(opening.bytes, stream))).await,
+        // Apart, so that connections of HTTP/1 are not as large as those of HTTP/2.
+        Protocol::Http2 => Box::pin(http2::serve(&hop, Stream::Plain(Prefixed::new(opening.bytes, stream)))).await,
         Protocol::Tls | Protocol::Tcp => {
             forward::opaque(&hop, Stream::Plain(Prefixed::new(Vec::new(), stream)), &opening.bytes).await
         }

@@ -132,7 +132,7 @@ impl Session<'_> {
         );
         let client = &mut self.client;
         // A client that does not take its answer has its record already.
-        let _lingered = timeout(LINGER, async {
+        let lingering = Box::pin(async {
             client.write_all(answer.as_bytes()).await?;
             client.flush().await?;
             client.shutdown().await?;
@@ -146,8 +146,8 @@ impl Session<'_> {
                 }
             }
             io::Result::Ok(())
-        })
-        .await;
+        });
+        let _lingered = timeout(LINGER, lingering).await;
     }
 
     /// Forwards the request whose head is the first `end` bytes of the buffer.
@@ -217,7 +217,7 @@ impl Session<'_> {
         let status = exchanged.response.status;
         if status == 101 || (request.method == "CONNECT" && (200..300).contains(&status)) {
             account.upgraded = Some(request.upgrade.clone().unwrap_or_else(|| "connect".to_owned()));
-            return self.tunnel(account, server).await;
+            return Box::pin(self.tunnel(account, server)).await;
         }
         account.finish(Code::Ok, None);
         if exchanged.response.keep_alive && exchanged.request_complete && request.minor_version == 1 {
