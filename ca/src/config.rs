@@ -228,6 +228,30 @@ mod tests {
 
     const GOOD: &str = "{trustDomain: td, dir: /x, listen: '127.0.0.1:0', tokens: {jwks: /k, issuer: i, audience: a}}";
 
+    /// The example without `#` before keys that are off by default.
+    fn with_everything() -> String {
+        let text = include_str!("../../deploy/ca.example.yaml");
+        let is_key = |line: &str| {
+            line.trim_start().strip_prefix("# ").is_some_and(|rest| {
+                let key: String = rest.trim_start().chars().take_while(char::is_ascii_alphanumeric).collect();
+                !key.is_empty() && rest.trim_start()[key.len()..].starts_with(':')
+            })
+        };
+        let lines = text.lines().map(|line| if is_key(line) { line.replacen("# ", "", 1) } else { line.to_owned() });
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn the_example_has_every_key_and_the_defaults() {
+        let text = include_str!("../../deploy/ca.example.yaml");
+        let (example, least) = (parse(text).unwrap(), parse(&GOOD.replace("td,", "example.org,")).unwrap());
+        assert_eq!((example.rules, example.renew_within), (least.rules, least.renew_within));
+        assert_eq!((example.leaf_lifetime, example.streams_max), (least.leaf_lifetime, least.streams_max));
+        assert_eq!((example.tokens.lifetime_max, example.tokens.pod_required), (DAY, true));
+        let all = parse(&with_everything()).unwrap();
+        assert!(all.export.is_some() && all.issuer_directory.is_some() && all.admin_address.is_some());
+    }
+
     #[test]
     fn defaults_fill_what_is_not_said() {
         let config = parse(GOOD).unwrap();

@@ -153,6 +153,12 @@ impl Streamed {
     fn take(&mut self, said: &Said) {
         self.begun = true;
         self.unanswered_until = None;
+        let trust = &self.service.trust;
+        if said.generation > trust.current().state.generation {
+            // It comes from another process that knew sooner: nobody is led back. When the disk cannot be read, what is
+            // in use is what there is; the thread that tends it makes an alert of it.
+            let _unread = trust.refresh(crate::tend::now());
+        }
         self.stream.report(Report::new(
             said.generation,
             &said.refused,

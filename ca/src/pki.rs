@@ -6,7 +6,6 @@
 
 use std::fmt::Display;
 
-use aws_lc_rs::digest;
 use identity::TrustDomain;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer as Signer, KeyPair, KeyUsagePurpose,
@@ -65,9 +64,7 @@ pub enum PkiError {
 
 /// The SHA-256 digest of some bytes.
 pub fn sha256(bytes: &[u8]) -> Sha256 {
-    let mut value = [0; 32];
-    value.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
-    Sha256(value)
+    Sha256(identity::sha256(bytes))
 }
 
 /// 126 random bits, positive and always 16 bytes long (RFC 5280, section 4.1.2.2).
