@@ -62,6 +62,8 @@ pub struct Settings {
     pub drain_timeout: Duration,
     /// The wall clock of the CA and of all proxies; `None` is the machine's.
     pub clock: Option<Clock>,
+    /// More keys of the CA's configuration, such as `leafLifetime`.
+    pub authority: Vec<(&'static str, Value)>,
 }
 
 impl Default for Settings {
@@ -75,6 +77,7 @@ impl Default for Settings {
             programs: None,
             drain_timeout: Duration::from_secs(30),
             clock: None,
+            authority: Vec::new(),
         }
     }
 }
@@ -208,7 +211,7 @@ impl Mesh {
             directory.install(&programs.join(program))?;
         }
         let clock = settings.clock.clone();
-        initialize_ca(&net, &directory, clock.as_ref())?;
+        initialize_ca(&net, &directory, settings)?;
         let ca = run_ca(&net, &directory, clock.as_ref())?;
 
         let mut pods = BTreeMap::new();
@@ -457,22 +460,25 @@ fn by(clock: Option<&Clock>, program: PathBuf) -> (OsString, Vec<OsString>) {
     (words.remove(0), words)
 }
 
-fn initialize_ca(net: &Net, directory: &RunDir, clock: Option<&Clock>) -> Result<()> {
+fn initialize_ca(net: &Net, directory: &RunDir, settings: &Settings) -> Result<()> {
     let state = directory.path().join("ca");
-    let (program, rest) = by(clock, directory.path().join(AUTHORITY));
+    let (program, rest) = by(settings.clock.as_ref(), directory.path().join(AUTHORITY));
     let mut init = net.link.command(0, program);
     init.args(rest).arg("init").arg("--dir").arg(&state).args(["--trust-domain", TRUST_DOMAIN]);
     run(&mut init)?;
     // The CA's own directory stays private (0700); the bundle is for everybody.
     let root = fs::read_to_string(state.join("root.pem")).context("picket-ca init left no root.pem")?;
     directory.write("root.pem", &root)?;
-    let config = json!({
+    let mut config = json!({
         "trustDomain": TRUST_DOMAIN,
         "dir": state,
         "listen": format!("{LINK_IPV4}:{CA_PORT}"),
         "tokens": { "jwks": state.join("jwks.json"), "issuer": TOKEN_ISSUER, "audience": TOKEN_AUDIENCE },
         "log": { "level": "info", "format": "text" },
     });
+    for (key, value) in &settings.authority {
+        config[*key] = value.clone();
+    }
     directory.write("ca.yaml", &serde_json::to_string_pretty(&config)?).map(drop)
 }
 
