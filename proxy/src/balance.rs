@@ -169,16 +169,13 @@ mod tests {
     fn one_long_stream_does_not_keep_an_endpoint_away() {
         let (balancer, now) = (Rc::new(Balancer::default()), Instant::now());
         let endpoints = [endpoint(1), endpoint(2)];
-        let Some(hour_ago) = now.checked_sub(Duration::from_secs(3600)) else { return };
+        let hour_ago = now.checked_sub(Duration::from_secs(3600)).expect("Linux counts below zero");
         drop(balancer.pick(&endpoints[..1], &[], hour_ago));
         let later = now + Duration::from_secs(300);
-        let picks = (0..1000).filter(|_| {
-            let (chosen, in_flight) = balancer.pick(&endpoints, &[], later).unwrap();
-            // Only the choice counts here, not how long it took.
-            std::mem::forget(in_flight);
-            chosen.address.port() == 1
-        });
-        assert!(picks.count() > 300);
+        // All stay in flight: only the choice counts here, not how long they took.
+        let picks: Vec<_> = (0..1000).filter_map(|_| balancer.pick(&endpoints, &[], later)).collect();
+        let first = picks.iter().filter(|(chosen, _)| chosen.address.port() == 1).count();
+        assert!((400..=600).contains(&first), "{first} of 1000 went to the endpoint that once had a long stream");
     }
 
     #[test]
