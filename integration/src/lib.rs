@@ -11,6 +11,7 @@ mod apps;
 mod wire;
 pub mod load;
 pub mod judge;
+pub mod ring;
 
 use std::{
     net::SocketAddr,
@@ -25,7 +26,7 @@ use testkit::{
 };
 
 pub use apps::{peer, python};
-pub use wire::{Wire, accept};
+pub use wire::{Wire, accept, dial, listen};
 
 /// How long anything may take on a loaded machine.
 pub const DEADLINE: Duration = Duration::from_secs(20);
