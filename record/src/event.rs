@@ -1,5 +1,5 @@
-//! Events that are neither connections nor requests: acts of the control plane, operational trouble, and what a spool says
-//! about the records themselves.
+//! Events that are neither connections nor requests: acts of the control plane, operational trouble, what a spool says
+//! about the records themselves, and what left its baseline.
 
 use crate::{
     Uid, key,
@@ -17,6 +17,10 @@ pub enum EventName {
     Gap,
     /// A stretch of the chain of records is sealed by a signature.
     Checkpoint,
+    /// Something left its baseline, or came back to it.
+    Deviation,
+    /// How a new version of a workload differs from the one before.
+    Rollout,
 }
 
 impl EventName {
@@ -27,6 +31,8 @@ impl EventName {
             Self::Alert => "picket.alert",
             Self::Gap => "picket.gap",
             Self::Checkpoint => "picket.checkpoint",
+            Self::Deviation => "picket.deviation",
+            Self::Rollout => "picket.rollout",
         }
     }
 }
@@ -38,6 +44,8 @@ pub enum Value<'a> {
     Text(&'a str),
     /// A whole number.
     Int(u64),
+    /// A number.
+    Double(f64),
     /// A truth value.
     Bool(bool),
 }
@@ -72,6 +80,7 @@ impl Event<'_> {
                 match value {
                     Value::Text(text) => attributes.text(key, text),
                     Value::Int(number) => attributes.int(key, *number),
+                    Value::Double(number) => attributes.double(key, *number),
                     Value::Bool(truth) => attributes.boolean(key, *truth),
                 }
             }

@@ -167,6 +167,38 @@ pub const CHECKPOINT_SIGNATURE: &str = "picket.checkpoint.signature";
 /// The leaf whose key signed, base64 of its DER.
 pub const CHECKPOINT_CERTIFICATE: &str = "picket.checkpoint.certificate";
 
+/// The deviation's number; its opening and its end carry the same.
+pub const DEVIATION_ID: &str = "picket.deviation.id";
+/// `opened` or `closed`.
+pub const DEVIATION_STATE: &str = "picket.deviation.state";
+/// What is not as it was.
+pub const DEVIATION_KIND: &str = "picket.deviation.kind";
+/// SPIFFE ID of the peer, or the class of its address.
+pub const DEVIATION_PEER: &str = "picket.deviation.peer";
+/// Lower end of what was expected.
+pub const DEVIATION_EXPECTED_MIN: &str = "picket.deviation.expected.min";
+/// Upper end of it.
+pub const DEVIATION_EXPECTED_MAX: &str = "picket.deviation.expected.max";
+/// What was observed.
+pub const DEVIATION_OBSERVED: &str = "picket.deviation.observed";
+/// The unit of both, as UCUM has it.
+pub const DEVIATION_UNIT: &str = "picket.deviation.unit";
+/// When it began, as far as can be told, RFC 3339.
+pub const DEVIATION_SINCE: &str = "picket.deviation.since";
+/// How many records say so.
+pub const DEVIATION_RECORDS: &str = "picket.deviation.records";
+/// How many peers it is about.
+pub const DEVIATION_PEERS: &str = "picket.deviation.peers";
+/// The test statistic over its limit.
+pub const DEVIATION_SCORE: &str = "picket.deviation.score";
+/// Why it is over.
+pub const DEVIATION_ENDING: &str = "picket.deviation.ending";
+/// Template of the pods that are compared, such as its pod-template-hash.
+pub const ROLLOUT_TEMPLATE: &str = "picket.rollout.template";
+/// The template before it.
+pub const ROLLOUT_PREVIOUS: &str = "picket.rollout.previous_template";
+/// How many differences there are.
+pub const ROLLOUT_DIFFERENCES: &str = "picket.rollout.differences";
 /// Names and meanings, in the order of the documented table.
 pub const ALL: &[(&str, &str)] = &[
     (SOURCE_ADDRESS, "address of who dialled"),
@@ -227,7 +259,7 @@ pub const ALL: &[(&str, &str)] = &[
     (TRUNCATED, "true where a text was cut at its limit"),
 ];
 
-/// Names and meanings in `picket.issuance`, `picket.alert`, `picket.gap` and `picket.checkpoint`, in the order of the documented table.
+/// Names and meanings in `picket.issuance`, `picket.alert`, `picket.gap`, `picket.checkpoint`, `picket.deviation` and `picket.rollout`, in the order of the documented table.
 pub const EVENTS: &[(&str, &str)] = &[
     (ISSUANCE_RESULT, "`issued` or `refused`"),
     (ERROR_TYPE, "why it was refused, from a closed list (the `reason` of the counter)"),
@@ -263,6 +295,29 @@ pub const EVENTS: &[(&str, &str)] = &[
     (CHECKPOINT_DIGEST, "chain digest after the last one, hexadecimal (docs/formats/segment.md)"),
     (CHECKPOINT_SIGNATURE, "signature by the workload's own key, base64"),
     (CHECKPOINT_CERTIFICATE, "the leaf whose key signed, base64 of its DER"),
+    (DEVIATION_ID, "number of the deviation; its opening and its end carry the same"),
+    (DEVIATION_STATE, "`opened` or `closed`"),
+    (
+        DEVIATION_KIND,
+        "what is not as it was: `latency`, `latency_tail`, `errors`, `rate_up`, `rate_down`, `silence`, `bytes_in`, `bytes_out`, `new_peer`, `vanished_peer`, `plaintext`, `cpu` or `memory`",
+    ),
+    (DIRECTION, "edge: `inbound` or `outbound`; an event without it is about the pod"),
+    (DEVIATION_PEER, "edge: SPIFFE ID of the peer, or the class of its address"),
+    (SERVICE, "edge: `name.namespace` of the service"),
+    (DESTINATION_PORT, "edge: port of the service"),
+    (NETWORK_PROTOCOL_NAME, "edge: `http`, `grpc` or `tcp`"),
+    (DEVIATION_EXPECTED_MIN, "lower end of what was expected"),
+    (DEVIATION_EXPECTED_MAX, "upper end of it"),
+    (DEVIATION_OBSERVED, "what was observed"),
+    (DEVIATION_UNIT, "unit of these three, as UCUM has it"),
+    (DEVIATION_SINCE, "when it began, as far as can be told, RFC 3339"),
+    (DEVIATION_RECORDS, "how many records say so"),
+    (DEVIATION_PEERS, "how many peers it is about"),
+    (DEVIATION_SCORE, "test statistic over its limit: 1 when it opened, more the surer"),
+    (DEVIATION_ENDING, "`recovered`, `accepted`, `adopted` or `forgotten`"),
+    (ROLLOUT_TEMPLATE, "template of the pods that are compared, such as its pod-template-hash"),
+    (ROLLOUT_PREVIOUS, "the template before it"),
+    (ROLLOUT_DIFFERENCES, "how many differences there are; the detail names the largest"),
     (LOG_RECORD_UID, "ULID of the record; the same in every copy"),
     (SEQUENCE, "number of the record in its stream, from 1; a missing number is a missing record"),
     (STREAM, "attribute of the resource: whose numbers these are"),

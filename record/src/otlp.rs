@@ -95,12 +95,17 @@ impl<'a> Attributes<'a> {
         });
     }
 
-    /// A number, here always of seconds.
-    pub fn seconds(&mut self, key: &str, value: std::time::Duration) {
+    /// A number.
+    pub fn double(&mut self, key: &str, value: f64) {
         self.value(key, |out| {
             out.push(tag(4, FIXED64));
-            out.extend_from_slice(&value.as_secs_f64().to_le_bytes());
+            out.extend_from_slice(&value.to_le_bytes());
         });
+    }
+
+    /// A time, in seconds.
+    pub fn seconds(&mut self, key: &str, value: std::time::Duration) {
+        self.double(key, value.as_secs_f64());
     }
 
     /// A truth value.
