@@ -11,6 +11,8 @@ mod apps;
 mod wire;
 pub mod load;
 pub mod judge;
+pub mod steady;
+pub mod streams;
 
 use std::{
     net::SocketAddr,
