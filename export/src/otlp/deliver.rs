@@ -195,7 +195,7 @@ impl Delivery {
                         continue;
                     }
                     // A connection that breaks each time is perhaps how this collector refuses what is too large.
-                    return Verdict::TooLarge("each request broke its connection".to_owned());
+                    return Verdict::Refused("each request broke its connection".to_owned());
                 }
                 Answer::Taken { refused, message } => Verdict::Taken { refused, message },
                 Answer::TooLarge(why) => Verdict::TooLarge(why),
@@ -260,6 +260,8 @@ impl Delivery {
 
     fn is_there(&mut self, at: usize) {
         let Some(outage) = self.outage.take() else { return };
+        // It may be another one now, with other limits.
+        self.bytes_max = REQUEST_BYTES_MAX.saturating_sub(self.envelope.bytes_max());
         let (url, seconds) = (&self.endpoints[at].url, outage.since.elapsed().as_secs());
         tracing::info!(endpoint = url, seconds, "the collector answers again");
         if let Some(alerts) = self.alerts.upgrade() {
