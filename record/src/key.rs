@@ -154,7 +154,8 @@ pub const GAP_RECORDS: &str = "picket.gap.records";
 pub const GAP_SINCE: &str = "picket.gap.since";
 /// And not after this.
 pub const GAP_UNTIL: &str = "picket.gap.until";
-/// `spool_full`, `age`, `disk_low`, `queue_full`, `write_failed`, `sync_failed`, `damaged`, `vanished` or `malformed`.
+/// `spool_full`, `age`, `disk_low`, `queue_full`, `write_failed`, `sync_failed`, `damaged`, `vanished`, `malformed`,
+/// `set_aside`, `refused` or `partly_refused`.
 pub const GAP_REASON: &str = "picket.gap.reason";
 /// Number of the first record that is sealed.
 pub const CHECKPOINT_FIRST: &str = "picket.checkpoint.first";
@@ -256,7 +257,7 @@ pub const EVENTS: &[(&str, &str)] = &[
     (GAP_UNTIL, "and not after this"),
     (
         GAP_REASON,
-        "`spool_full`, `age`, `disk_low`, `queue_full`, `write_failed`, `sync_failed`, `damaged`, `vanished` or `malformed`",
+        "`spool_full`, `age`, `disk_low`, `queue_full`, `write_failed`, `sync_failed`, `damaged`, `vanished`, `malformed`, `set_aside`, `refused` or `partly_refused`",
     ),
     (CHECKPOINT_FIRST, "number of the first record that is sealed"),
     (CHECKPOINT_LAST, "number of the last one"),
