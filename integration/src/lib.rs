@@ -12,6 +12,8 @@ mod wire;
 pub mod load;
 pub mod judge;
 pub mod ring;
+pub mod steady;
+pub mod streams;
 
 use std::{
     net::SocketAddr,

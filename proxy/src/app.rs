@@ -89,8 +89,8 @@ fn admin_key(error: &telemetry::admin::Error) -> &'static str {
 fn export_key(error: &export::otlp::Error) -> &'static str {
     use export::otlp::Error as E;
     match error {
-        E::Endpoint(..) | E::Scheme(_) => "export.endpoint",
-        E::NoRoots(_) | E::Roots(..) => "export.roots",
+        E::NoEndpoint | E::Endpoint(..) | E::Scheme(_) | E::Path(_) | E::UserInfo => "export.endpoint",
+        E::NoRoots(_) => "export.roots",
         E::Header(_) => "export.headers",
         E::Tls(_) => "export",
     }
@@ -152,6 +152,7 @@ pub fn run(config: Config) -> Result<(), Error> {
         workers.push(start_worker(at, parts(at), &config)?);
     }
     let alerts = Arc::new(Alerts::new(Events::new(sinks.senders)));
+    let otlp = otlp.map(|source| shipping(&config, source, &store, &alerts)).transpose()?;
     let credentials = Credentials::new(&config.identity, Arc::clone(&trust), alerts);
     let state = admin::State {
         config: Arc::clone(&config),
@@ -253,14 +254,8 @@ async fn control(
     mode: ModeHandle,
     signal: DrainSignal,
     workers: Vec<JoinHandle<io::Result<()>>>,
-    otlp: Option<Source>,
+    otlp: Option<(Source, export::otlp::Shipper)>,
 ) -> Result<(), Error> {
-    let shipper = config
-        .export
-        .as_ref()
-        .map(|export| export::otlp::Shipper::new(shipping(export, otlp.as_ref())))
-        .transpose()
-        .map_err(Error::Export)?;
     let server = telemetry::admin::Server::bind(config.admin.address, config.admin.socket.as_deref())
         .await
         .map_err(Error::Admin)?;
@@ -272,7 +267,7 @@ async fn control(
         tokio::spawn(server.run(admin::admin(state, level, mode))),
     ];
     let (workers_gone, gone) = tokio::sync::oneshot::channel::<()>();
-    let shipping = otlp.zip(shipper).map(|(source, shipper)| {
+    let shipping = otlp.map(|(source, shipper)| {
         tokio::spawn(async move {
             let gone = async { drop(gone.await) };
             match source {
@@ -319,21 +314,23 @@ fn signal_of(kind: SignalKind) -> Result<tokio::signal::unix::Signal, Error> {
     signal(kind).map_err(Error::System)
 }
 
-fn shipping(export: &crate::config::Export, source: Option<&Source>) -> export::otlp::Config {
-    let stream = source.and_then(|source| match source {
-        Source::Spool(_, stream) => Some((record::key::STREAM.to_owned(), stream.clone())),
-        Source::Queue(_) => None,
-    });
-    export::otlp::Config {
-        endpoint: export.endpoint.clone(),
-        headers: export.headers.clone(),
-        timeout: export.timeout,
-        roots: export.roots.clone(),
-        resource: std::iter::once(("service.name".to_owned(), "picket-proxy".to_owned()))
-            .chain(stream)
-            .chain(export.resource.iter().cloned())
-            .collect(),
+/// Puts a shipper behind the source of its records.
+fn shipping(
+    config: &Config,
+    source: Source,
+    store: &Arc<identity::Store>,
+    alerts: &Arc<Alerts>,
+) -> Result<(Source, export::otlp::Shipper), Error> {
+    let mut resource = vec![("service.name".to_owned(), "picket-proxy".to_owned())];
+    if let Source::Spool(spooled, stream) = &source {
+        resource.push((record::key::STREAM.to_owned(), stream.clone()));
+        spooled.alert_through(alerts);
     }
+    let none = export::otlp::Error::NoEndpoint;
+    let export = config.export.as_ref().ok_or(Error::Export(none))?;
+    let mut shipper = export::otlp::Shipper::new(export.shipping(resource, store)).map_err(Error::Export)?;
+    shipper.alert_through(alerts);
+    Ok((source, shipper))
 }
 
 /// Unlike in any other process or worker; not a secret.

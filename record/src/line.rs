@@ -136,7 +136,7 @@ fn value_of(bytes: &[u8]) -> Option<Attribute<'_>> {
     })
 }
 
-/// When a record ended, in nanoseconds since 1970 UTC, and its event name.
+/// When it happened, in nanoseconds since 1970 UTC, and what kind of event it is.
 pub fn time_and_name(record: &[u8]) -> (u64, &str) {
     let (mut time, mut name) = (0, "");
     for (number, field) in Fields(record) {

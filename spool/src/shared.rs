@@ -86,6 +86,7 @@ pub struct Status {
     pub(crate) bytes: AtomicU64,
     pub(crate) oldest_unsent: AtomicU64,
     pub(crate) full: AtomicBool,
+    pub(crate) disk_low: AtomicBool,
     limit_bytes: u64,
 }
 
@@ -119,6 +120,11 @@ impl Status {
     /// when there is none.
     pub fn oldest_unsent(&self) -> Option<u64> {
         Some(self.oldest_unsent.load(Relaxed)).filter(|time| *time > 0)
+    }
+
+    /// True when there was less free disk than there should be, when it was looked at last.
+    pub fn is_disk_low(&self) -> bool {
+        self.disk_low.load(Relaxed)
     }
 
     /// True while the policy is to refuse and there is no room, or nothing can be written: no more traffic, please.
