@@ -3,6 +3,7 @@
 //! Promises: the gRPC part is exactly what `proto/` says; `api-codegen` makes it, and its `--check` proves it. Leaves
 //! to others: everything that is done with a message.
 
+pub mod baseline;
 pub mod certs;
 
 /// Istio's certificate service: a signing request in, a certificate chain out.

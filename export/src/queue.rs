@@ -90,7 +90,8 @@ impl Counters {
         self.sent.fetch_add(records, Relaxed);
     }
 
-    pub(crate) fn acknowledge(&self, records: u64) {
+    /// Counts records that a consumer has taken in.
+    pub fn acknowledge(&self, records: u64) {
         self.acknowledged.fetch_add(records, Relaxed);
         if records > 0 {
             self.acknowledged_at.store(UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs()), Relaxed);

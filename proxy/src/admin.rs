@@ -7,6 +7,7 @@ use telemetry::{admin::Admin, log::LevelHandle};
 
 use crate::{
     app::mode_word,
+    baseline::{self, Baseline},
     config::Config,
     credentials::Credentials,
     discover::FileDiscovery,
@@ -32,6 +33,8 @@ pub struct State {
     pub credentials: Arc<Credentials>,
     /// Whom we trust.
     pub trust: Arc<Trust>,
+    /// What is normal for the workload.
+    pub baseline: Option<Arc<Baseline>>,
     /// Whether we are stopping.
     pub drain: Drain,
 }
@@ -49,6 +52,7 @@ impl State {
             connections_max: self.config.limits.connections as u64,
             sinks: &self.sinks,
             spool: self.spool.as_deref(),
+            baseline: self.baseline.as_ref().map(|baseline| baseline.numbers()),
             certificate_remaining: self.credentials.remaining_seconds().unwrap_or(0),
             renewals: self.credentials.attempts(),
             renewed_at: self.credentials.renewed_at(),
@@ -68,7 +72,8 @@ pub fn admin(state: State, level: LevelHandle, mode: ModeHandle) -> Admin {
     let state = Arc::new(state);
     let shown = Arc::clone(&state);
     let current = mode.clone();
-    Admin::new(move || state.ready(), move |out| shown.metrics(out)).with_log_level(level).with_control(
+    let watched = state.baseline.clone();
+    let admin = Admin::new(move || state.ready(), move |out| shown.metrics(out)).with_log_level(level).with_control(
         "/access-log",
         move || mode_word(current.get()).to_owned(),
         move |text| {
@@ -77,5 +82,9 @@ pub fn admin(state: State, level: LevelHandle, mode: ModeHandle) -> Admin {
             mode.set(wanted.ok_or_else(|| format!("`{text}` is not off, errors or all"))?);
             Ok(())
         },
-    )
+    );
+    match watched {
+        Some(watched) => baseline::serve(admin, &watched),
+        None => admin,
+    }
 }

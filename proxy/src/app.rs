@@ -19,6 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     admin,
+    baseline::Baseline,
     config::Config,
     credentials::Credentials,
     discover::{self, FileDiscovery},
@@ -130,17 +131,19 @@ pub fn run(config: Config) -> Result<(), Error> {
     }
     let store = identity::Store::new(config.trust_domain.clone());
     let mode = ModeHandle::new(config.access_log.mode);
-    let (sinks, otlp) = Sinks::start(&config, &mode)?;
+    let (mut sinks, otlp) = Sinks::start(&config, &mode)?;
     let (signal, drain) = drain::channel();
     let metrics: Vec<_> = (0..config.workers).map(|_| Arc::new(WorkerMetrics::default())).collect();
     let (denied, denials) = tokio::sync::watch::channel(Arc::default());
     let trust = Trust::start(&config.identity, Arc::clone(&store), denied);
+    let mut record_sinks = sinks.senders.clone();
+    let watching = sinks.watch(&config, &mut record_sinks);
     let parts = |at: usize| Parts {
         config: Arc::clone(&config),
         discovery: Arc::clone(&discovery),
         store: Arc::clone(&store),
         tls: Arc::new(identity::server_config(&store, &[identity::ALPN_H2, identity::ALPN_HTTP1, identity::ALPN_TCP])),
-        sinks: sinks.senders.clone(),
+        sinks: record_sinks.clone(),
         metrics: Arc::clone(&metrics[at]),
         seed: seed(),
         drain: drain.clone(),
@@ -151,6 +154,9 @@ pub fn run(config: Config) -> Result<(), Error> {
     for at in 0..config.workers {
         workers.push(start_worker(at, parts(at), &config)?);
     }
+    // With the workers go the last senders to the baseline, which then ends.
+    drop(record_sinks);
+    let watching = watching.map(|(baseline, receiver)| (baseline, receiver, Events::new(sinks.senders.clone())));
     let alerts = Arc::new(Alerts::new(Events::new(sinks.senders)));
     let otlp = otlp.map(|source| shipping(&config, source, &store, &alerts)).transpose()?;
     let credentials = Credentials::new(&config.identity, Arc::clone(&trust), alerts);
@@ -163,9 +169,11 @@ pub fn run(config: Config) -> Result<(), Error> {
         credentials,
         trust,
         drain: drain.clone(),
+        baseline: watching.as_ref().map(|(baseline, ..)| Arc::clone(baseline)),
     };
+    let takers = Takers { otlp, watching };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::System)?;
-    runtime.block_on(control(&config, state, level, mode, signal, workers, otlp))?;
+    runtime.block_on(control(&config, state, level, mode, signal, workers, takers))?;
     // With the background tasks go the last senders of records.
     drop(runtime);
     if let Some(access_log) = sinks.access_log {
@@ -181,6 +189,12 @@ struct Sinks {
     counters: Vec<(&'static str, Arc<export::Counters>)>,
     spool: Option<Arc<spool::Status>>,
     access_log: Option<JoinHandle<()>>,
+}
+
+/// Who takes records on the control thread.
+struct Takers {
+    otlp: Option<(Source, export::otlp::Shipper)>,
+    watching: Option<(Arc<Baseline>, export::Receiver, Events)>,
 }
 
 /// Where the shipper takes records from.
@@ -209,6 +223,17 @@ impl Sinks {
             (otlp, _) => otlp.map(Source::Queue),
         };
         Ok((sinks, otlp))
+    }
+
+    /// Puts the baseline's queue beside those of `senders`.
+    fn watch(&mut self, config: &Config, senders: &mut Vec<export::Sender>) -> Option<(Arc<Baseline>, export::Receiver)> {
+        if !config.baseline.enabled {
+            return None;
+        }
+        let (sender, receiver) = export::queue(config.limits.record_queue_bytes);
+        self.counters.push(("baseline", Arc::clone(sender.counters())));
+        senders.push(sender);
+        Some((Baseline::start(&config.baseline), receiver))
     }
 
     /// Opens the spool, says what was found in it, and puts it behind the queue.
@@ -254,7 +279,7 @@ async fn control(
     mode: ModeHandle,
     signal: DrainSignal,
     workers: Vec<JoinHandle<io::Result<()>>>,
-    otlp: Option<(Source, export::otlp::Shipper)>,
+    takers: Takers,
 ) -> Result<(), Error> {
     let server = telemetry::admin::Server::bind(config.admin.address, config.admin.socket.as_deref())
         .await
@@ -267,7 +292,7 @@ async fn control(
         tokio::spawn(server.run(admin::admin(state, level, mode))),
     ];
     let (workers_gone, gone) = tokio::sync::oneshot::channel::<()>();
-    let shipping = otlp.map(|(source, shipper)| {
+    let shipping = takers.otlp.map(|(source, shipper)| {
         tokio::spawn(async move {
             let gone = async { drop(gone.await) };
             match source {
@@ -275,6 +300,9 @@ async fn control(
                 Source::Spool(spooled, _) => shipper.run_spooled(spooled, gone, EXPORT_DEADLINE).await,
             }
         })
+    });
+    let watching = takers.watching.map(|(baseline, receiver, events)| {
+        tokio::spawn(baseline.run(receiver, config.baseline.clone(), events))
     });
     let stopped = async {
         let mut terminate = signal_of(SignalKind::terminate())?;
@@ -296,6 +324,10 @@ async fn control(
         if let Ok(Err(error)) = worker {
             tracing::error!(%error, "a worker failed");
         }
+    }
+    if let Some(watching) = watching {
+        // It ends with the last record; a panic there was logged by the runtime.
+        let _ended = watching.await;
     }
     // These hold the last senders of records: while one is left, the export would wait for more until its deadline.
     for task in background {

@@ -4,6 +4,7 @@
 //! (`PICKET_OUTBOUND_PORT` for `outbound.port`) override the file. An example with every key and its default is
 //! deploy/proxy.example.yaml.
 
+mod baseline;
 mod export;
 mod print;
 mod spool;
@@ -16,6 +17,7 @@ use std::{
 
 use self::export::Variables;
 pub use self::{
+    baseline::Baseline,
     export::{ClientCertificate, Export},
     spool::Spool,
 };
@@ -43,6 +45,8 @@ pub struct Config {
     pub export: Option<Export>,
     /// Where they wait on disk for the collector, if anywhere.
     pub spool: Option<Spool>,
+    /// What is normal for the workload.
+    pub baseline: Baseline,
     /// The log of connections and requests on stdout.
     pub access_log: AccessLog,
     /// The program's own log on stderr.
@@ -201,6 +205,7 @@ impl Config {
             outbound,
             inbound,
             admin: Admin::read(&root.section("admin")),
+            baseline: Baseline::read(&root.section("baseline")),
             access_log: AccessLog::read(&root.section("accessLog")),
             log: Log::read(&root.section("log")),
             workers: at_least_one(root, "workers", default_workers()),

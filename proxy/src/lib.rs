@@ -32,6 +32,7 @@ pub mod connect;
 pub mod forward;
 pub mod account;
 pub mod journal;
+pub mod baseline;
 pub mod redirect;
 pub mod drain;
 pub mod metrics;

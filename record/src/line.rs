@@ -312,7 +312,8 @@ fn is_plain(text: &str) -> bool {
 
 /// Appends nanoseconds since 1970 as RFC 3339 with milliseconds (days to civil date: Hinnant, chrono-compatible
 /// algorithms).
-fn rfc3339(nanos: u64, out: &mut Vec<u8>) {
+/// Appends a time in nanoseconds since 1970 UTC, as RFC 3339 has it.
+pub fn rfc3339(nanos: u64, out: &mut Vec<u8>) {
     let (seconds, millis) = (nanos / 1_000_000_000, nanos / 1_000_000 % 1000);
     let (days, second) = (seconds / 86_400, seconds % 86_400);
     let shifted = days + 719_468;

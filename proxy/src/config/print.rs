@@ -23,6 +23,7 @@ impl Config {
             },
             "discovery": { "file": self.discovery },
             "admin": { "address": self.admin.address },
+            "baseline": self.baseline.to_json(),
             "accessLog": {
                 "mode": word(&ACCESS_LOG_MODES, self.access_log.mode),
                 "format": word(&ACCESS_LOG_FORMATS, self.access_log.format),

@@ -1,0 +1,151 @@
+//! Step 8: every record, off the path of requests, into the baseline engine; what leaves its baseline becomes a record.
+//!
+//! Promises: the workers only push their batches into one more bounded queue; what does not fit there is counted, and is lost
+//! to the baseline alone. What was learnt survives a restart. Leaves to others: what is normal (crate `baseline`).
+
+mod admin;
+mod cgroup;
+mod report;
+mod store;
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use baseline::{Engine, Gauge, State};
+use export::{Events, Receiver};
+use record::line;
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+
+use crate::{config, journal::unix_nanos};
+
+pub use admin::serve;
+
+/// How often the engine looks at the clock: it tests when a block of five seconds ends.
+const TICK: Duration = Duration::from_secs(1);
+/// How often what was learnt is written; what a crash may cost.
+const SAVE_INTERVAL: Duration = Duration::from_secs(60);
+/// How often CPU and memory are measured.
+const GAUGE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The workload's baseline.
+#[derive(Debug)]
+pub struct Baseline {
+    engine: Mutex<Engine>,
+    template: String,
+    /// The template that it was started from, if it was another one.
+    previous: Option<String>,
+}
+
+impl Baseline {
+    /// A baseline that goes on where this proxy, or its siblings, have left off. What cannot be read is said in the log, and
+    /// learning begins anew.
+    pub fn start(config: &config::Baseline) -> Arc<Self> {
+        let (limits, now) = (config.limits(), now());
+        let found = store::find(config);
+        let mut engine = match &found {
+            Some(found) => Engine::from_state(limits, now, &found.state),
+            None => Engine::new(limits, now),
+        };
+        let previous = found.and_then(|found| {
+            tracing::info!(file = ?found.file, edges = found.state.edges(), "the baseline goes on from what was learnt");
+            (found.template != config.template).then(|| {
+                engine.compare_with(found.state);
+                found.template
+            })
+        });
+        Arc::new(Self { engine: Mutex::new(engine), template: config.template.clone(), previous })
+    }
+
+    /// The engine; nothing waits while it holds it.
+    fn engine(&self) -> MutexGuard<'_, Engine> {
+        // The engine promises that it does not panic.
+        self.engine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes in the records of one batch.
+    fn take(&self, fields: &[u8]) {
+        let mut engine = self.engine();
+        line::records(fields).filter_map(baseline::observation).for_each(|observation| engine.observe(&observation));
+    }
+
+    /// Ends the blocks that are over, and writes what happened.
+    fn tick(&self, events: &Events) {
+        let happened = {
+            let mut engine = self.engine();
+            engine.advance(now());
+            engine.drain_events()
+        };
+        for event in &happened {
+            report::write(event, self, events);
+        }
+    }
+
+    /// What is shown at `/metrics`.
+    pub fn numbers(&self) -> Numbers {
+        let engine = self.engine();
+        let mut open = [0; Kind::ALL.len()];
+        for deviation in engine.open_deviations() {
+            open[deviation.kind as usize] += 1;
+        }
+        Numbers { counters: engine.counters(), edges: engine.edges() as u64, limit: self.limit as u64, open, opened: self.opened.load() }
+    }
+
+    fn state(&self) -> State {
+        self.engine().state()
+    }
+
+    /// Feeds the engine until all senders of records are gone, then keeps what was learnt.
+    ///
+    /// # Cancellation
+    /// What was learnt since it was last written is lost.
+    pub async fn run(self: Arc<Self>, mut receiver: Receiver, config: config::Baseline, events: Events) {
+        let mut ticks = interval_at(Instant::now() + TICK, TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut saves = interval_at(Instant::now() + SAVE_INTERVAL, SAVE_INTERVAL);
+        let mut gauges = interval_at(Instant::now() + GAUGE_INTERVAL, GAUGE_INTERVAL);
+        let mut usage = config.cgroup.as_deref().map(cgroup::Usage::new);
+        loop {
+            tokio::select! {
+                batch = receiver.recv() => match batch {
+                    Some(batch) => {
+                        self.take(&batch.fields);
+                        receiver.counters().acknowledge(u64::from(batch.records));
+                    }
+                    None => break,
+                },
+                _ = ticks.tick() => self.tick(&events),
+                _ = gauges.tick() => usage.iter_mut().for_each(|usage| self.measure(usage)),
+                _ = saves.tick() => self.save(&config).await,
+            }
+        }
+        self.tick(&events);
+        self.save(&config).await;
+    }
+
+    fn measure(&self, usage: &mut cgroup::Usage) {
+        let (cpu, memory) = usage.measure(now());
+        let mut engine = self.engine();
+        for (gauge, value) in [(Gauge::Cpu, cpu), (Gauge::Memory, memory)] {
+            if let Some(value) = value {
+                engine.gauge(gauge, now(), value);
+            }
+        }
+    }
+
+    /// Writes what was learnt, on a thread that may wait for the disk.
+    async fn save(&self, config: &config::Baseline) {
+        let Some(dir) = config.dir.clone() else { return };
+        let (template, state) = (config.template.clone(), self.state());
+        let saved = tokio::task::spawn_blocking(move || store::save(&dir, &template, &state)).await;
+        if let Ok(Err(error)) = saved {
+            tracing::warn!(dir = ?config.dir, %error, "the baseline cannot be kept: a restart goes back to what was written last");
+        }
+    }
+}
+
+/// Milliseconds since 1970 UTC.
+fn now() -> u64 {
+    unix_nanos() / 1_000_000
+}

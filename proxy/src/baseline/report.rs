@@ -1,0 +1,104 @@
+//! What the engine says, as records (`picket.deviation`, `picket.rollout`) and in the log.
+
+use baseline::{Deviation, Difference, EdgeKey, Event};
+use export::Events;
+use record::{EventName, Severity, Value, key, line};
+
+use super::Baseline;
+
+/// Differences that a rollout report names; the rest is a number.
+const DIFFERENCES_MAX: usize = 12;
+
+/// Writes one event.
+pub(super) fn write(event: &Event, baseline: &Baseline, events: &Events) {
+    match event {
+        Event::Opened(deviation) => {
+            tracing::warn!(id = deviation.id, kind = deviation.kind.as_str(), "{}", sentence(deviation));
+            deviated(deviation, None, events);
+        }
+        Event::Closed { deviation, ending, .. } => {
+            let (id, kind) = (deviation.id, deviation.kind.as_str());
+            tracing::info!(id, kind, "over ({}): {}", ending.as_str(), sentence(deviation));
+            deviated(deviation, Some(ending.as_str()), events);
+        }
+        Event::RolledOut { differences, .. } => rolled_out(differences, baseline, events),
+    }
+}
+
+fn deviated(deviation: &Deviation, ending: Option<&str>, events: &Events) {
+    let (since, detail) = (rfc3339(deviation.since), sentence(deviation));
+    let mut attributes = vec![
+        (key::DEVIATION_ID, Value::Int(deviation.id)),
+        (key::DEVIATION_STATE, Value::Text(if ending.is_some() { "closed" } else { "opened" })),
+        (key::DEVIATION_KIND, Value::Text(deviation.kind.as_str())),
+        (key::DEVIATION_EXPECTED_MIN, Value::Double(deviation.expected.0)),
+        (key::DEVIATION_EXPECTED_MAX, Value::Double(deviation.expected.1)),
+        (key::DEVIATION_OBSERVED, Value::Double(deviation.observed)),
+        (key::DEVIATION_UNIT, Value::Text(deviation.kind.unit())),
+        (key::DEVIATION_SINCE, Value::Text(&since)),
+        (key::DEVIATION_RECORDS, Value::Int(deviation.records)),
+        (key::DEVIATION_PEERS, Value::Int(u64::from(deviation.peers))),
+        (key::DEVIATION_SCORE, Value::Double(deviation.score)),
+        (key::DETAIL, Value::Text(&detail)),
+    ];
+    if let Some(edge) = &deviation.edge {
+        attributes.extend([
+            (key::DIRECTION, Value::Text(edge.direction.as_str())),
+            (key::DEVIATION_PEER, Value::Text(&edge.peer)),
+            (key::SERVICE, Value::Text(&edge.service)),
+            (key::DESTINATION_PORT, Value::Int(u64::from(edge.port))),
+            (key::NETWORK_PROTOCOL_NAME, Value::Text(edge.protocol.as_str())),
+        ]);
+    }
+    if let Some(ending) = ending {
+        attributes.push((key::DEVIATION_ENDING, Value::Text(ending)));
+    }
+    let severity = if ending.is_some() { Severity::Info } else { Severity::Warn };
+    events.emit(EventName::Deviation, severity, &attributes);
+}
+
+fn rolled_out(differences: &[Difference], baseline: &Baseline, events: &Events) {
+    let named = differences.iter().take(DIFFERENCES_MAX).map(|difference| {
+        let Difference { edge, kind, before, after } = difference;
+        format!("{} of {}: {before:.4} -> {after:.4} {}", kind.as_str(), describe(edge), kind.unit())
+    });
+    let detail = named.collect::<Vec<_>>().join("; ");
+    let previous = baseline.previous.as_deref().unwrap_or_default();
+    let count = differences.len() as u64;
+    tracing::info!(template = baseline.template, previous, differences = count, "rollout compared: {detail}");
+    let attributes = [
+        (key::ROLLOUT_TEMPLATE, Value::Text(&baseline.template)),
+        (key::ROLLOUT_PREVIOUS, Value::Text(previous)),
+        (key::ROLLOUT_DIFFERENCES, Value::Int(count)),
+        (key::DETAIL, Value::Text(&detail)),
+    ];
+    let severity = if differences.is_empty() { Severity::Info } else { Severity::Warn };
+    events.emit(EventName::Rollout, severity, &attributes);
+}
+
+/// An edge for people.
+pub(super) fn describe(edge: &EdgeKey) -> String {
+    let service = if edge.service.is_empty() { String::new() } else { format!(" as {}", edge.service) };
+    format!("{} {}{service} port {} {}", edge.direction.as_str(), edge.peer, edge.port, edge.protocol.as_str())
+}
+
+/// A deviation for people.
+fn sentence(deviation: &Deviation) -> String {
+    let (low, high) = deviation.expected;
+    let edge = deviation.edge.as_ref().map_or_else(|| "the pod".to_owned(), describe);
+    format!(
+        "{} on {edge}: expected {low:.4} to {high:.4} {unit}, observed {:.4} {unit}, since {}, {} records",
+        deviation.kind.as_str(),
+        deviation.observed,
+        rfc3339(deviation.since),
+        deviation.records,
+        unit = deviation.kind.unit(),
+    )
+}
+
+/// A time in milliseconds since 1970 UTC, as RFC 3339 has it.
+pub(super) fn rfc3339(millis: u64) -> String {
+    let mut text = Vec::new();
+    line::rfc3339(millis.saturating_mul(1_000_000), &mut text);
+    String::from_utf8(text).unwrap_or_default()
+}
