@@ -15,8 +15,8 @@ use crate::{
 
 /// Size of an edge without its names.
 pub(crate) const EDGE_BYTES_MAX: usize = 960;
-/// Bins for the time to the first byte: half octaves from 1 µs on.
-pub(crate) const FIRST_BYTE_BINS: usize = 48;
+/// Bins for the time to the first byte: octaves from 1 µs on.
+pub(crate) const FIRST_BYTE_BINS: usize = 32;
 /// So many times mutual TLS was seen before plaintext is remarkable.
 const TLS_ENOUGH: u16 = 20;
 
@@ -91,7 +91,7 @@ impl Edge {
     }
 
     fn record_first_byte(&mut self, micros: u64) {
-        let bin = (quarter(micros) / 2).clamp(0, FIRST_BYTE_BINS as i32 - 1) as usize;
+        let bin = (quarter(micros) / 4).clamp(0, FIRST_BYTE_BINS as i32 - 1) as usize;
         if self.first_byte[bin] == u16::MAX {
             self.first_byte = self.first_byte.map(|count| count / 2);
         }
@@ -176,6 +176,13 @@ impl Edge {
             Kind::BytesIn => self.bytes_in.is_over(),
             Kind::BytesOut => self.bytes_out.is_over(),
             Kind::Plaintext | Kind::NewPeer | Kind::VanishedPeer | Kind::Cpu | Kind::Memory => false,
+        }
+    }
+
+    /// After a deviation has closed: what was left of it does not open the next one.
+    pub(crate) fn settle(&mut self, kind: Kind) {
+        if matches!(kind, Kind::Latency | Kind::LatencyTail) {
+            self.latency.reset_charts();
         }
     }
 

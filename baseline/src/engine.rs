@@ -407,6 +407,7 @@ impl Engine {
         }
         let quiet = now.saturating_sub(self.open[index].seen);
         if self.edges[slot].is_over(kind) || (kind == Kind::Plaintext && quiet >= PEERS_MS) {
+            self.edges[slot].settle(kind);
             self.close(index, now, Ending::Recovered);
         } else if now.saturating_sub(opened) >= self.limits.adopt_ms && !self.edges[slot].pinned {
             self.edges[slot].relearn(kind);

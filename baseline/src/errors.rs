@@ -13,10 +13,10 @@ const MORE: [f32; 3] = [0.01, 0.05, 0.25];
 const PRIOR: (f32, f32) = (1.5, 750.0);
 /// Records that are remembered.
 const MEMORY: f32 = 60_000.0;
-/// Three nats less than the budget: a record is no renewal of such a chart, only an error is.
-const LIMIT: f32 = BUDGET - 3.0;
-/// What a block may add: seven are needed.
-const BLOCK: f32 = LIMIT / 6.5;
+/// Five nats less than the budget: such a chart is renewed by errors only, which healthy edges have once in minutes.
+const LIMIT: f32 = BUDGET - 5.0;
+/// What a block may add: six are needed.
+const BLOCK: f32 = LIMIT / 5.5;
 
 /// What is known of the errors of one edge.
 #[derive(Debug, Clone, Default)]

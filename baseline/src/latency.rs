@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Allowances of the four charts, as logarithms of the factor: half of what each is best for.
-const ALLOWANCES: [f32; 4] = [0.12, 0.22, 0.38, 0.8];
+const ALLOWANCES: [f32; 4] = [0.11, 0.22, 0.38, 0.8];
 /// What is tolerated: a peer restarts and is cold for that many seconds, slower by this factor's logarithm.
 const RESTART: (f32, f32) = (0.5, 36.0);
 /// Shifts are tabled up to three octaves.
@@ -27,17 +27,19 @@ const SHIFTS: usize = 13;
 /// Logarithm of a quarter octave.
 const QUARTER: f32 = 0.173_286_8;
 /// Seconds that the reference remembers, at least so many records.
-const MEMORY_S: f32 = 5400.0;
+const MEMORY_S: f32 = 2400.0;
 /// The reference keeps at least so many records, however old.
-const MEMORY_RECORDS: f32 = 1000.0;
+const MEMORY_RECORDS: f32 = 300.0;
 /// Charts run from so many records on.
 const ENOUGH: f32 = 100.0;
 /// How much the level of an edge wanders from minute to minute, before its own measure has come: log scale.
-const WANDER: f32 = 0.06;
+const WANDER: f32 = 0.05;
 /// The minutes that this assumption weighs.
 const WANDER_MINUTES: f32 = 15.0;
 /// Levels of neighbouring minutes resemble each other: sums over minutes vary so much more than of independent ones.
 const WANDER_MEMORY: f32 = 1.8;
+/// Levels change by the minute, so a chart that follows them cannot renew itself more often: two nats less than the budget.
+const SHIFT_BUDGET: f32 = BUDGET - 2.0;
 /// Limit of the tail's chart, and the most that one block may bring: it takes six blocks, so that one pause is not enough.
 const TAIL_LIMIT: f32 = BUDGET;
 const TAIL_BLOCK: f32 = TAIL_LIMIT / 5.5;
@@ -56,6 +58,8 @@ pub(crate) struct Latency {
     /// Mean score if all durations were longer by so many quarter octaves.
     means: [f32; SHIFTS],
     variance: f32,
+    /// How well the reference itself is known: the standard error of its mean score.
+    doubt: f32,
     pub(crate) wander: Mean,
     block: Block,
     minute: (f32, f32),
@@ -93,6 +97,7 @@ impl Default for Latency {
             tails: [0; BINS],
             means: [0.0; SHIFTS],
             variance: 1.0,
+            doubt: 0.0,
             wander: Mean::default(),
             block: Block::default(),
             minute: (0.0, 0.0),
@@ -155,8 +160,8 @@ impl Latency {
         for (chart, allowance) in self.charts.iter_mut().zip(ALLOWANCES) {
             let drift = mean_of(&self.means, allowance);
             let variance = self.variance / rate + 60.0 * WANDER_MEMORY * wander;
-            let limit = (variance * BUDGET / (2.0 * drift)).max((restart - drift) * RESTART.1);
-            let expected = mean_of(&self.means, allowance + common);
+            let limit = (variance * SHIFT_BUDGET / (2.0 * drift)).max((restart - drift) * RESTART.1);
+            let expected = mean_of(&self.means, allowance + common) + self.doubt;
             chart.add((sum - records * expected) / rate, 1.5 * limit);
             if chart.sum / limit > verdict.shift {
                 verdict.shift = chart.sum / limit;
@@ -224,10 +229,11 @@ impl Latency {
         for (shift, mean) in self.means.iter_mut().enumerate() {
             *mean = mean_at_scores(&density, &scores, shift);
         }
+        self.doubt = weight.sqrt().recip();
         self.variance = density.iter().zip(&scores).map(|(p, score)| p * score * score).sum::<f32>().max(0.1);
         for bin in 0..BINS {
             self.scores[bin] = (scores[bin] * 32.0).round().clamp(-127.0, 127.0) as i8;
-            let usual = density[bin].max(density[bin.saturating_sub(1)]).max(density[bin.saturating_sub(2)]);
+            let usual = density[bin].max(density[bin.saturating_sub(1)]);
             let slow = if bin >= TAIL_BINS { density[bin - TAIL_BINS] } else { 0.0 };
             let ratio = (1.0 - TAIL_SHARE) + TAIL_SHARE * slow / usual;
             self.tails[bin] = (ratio.ln() * 16.0).round().clamp(-127.0, 127.0) as i8;

@@ -18,6 +18,10 @@ const UP: f32 = 1.8;
 const DOWN: f32 = 0.54;
 /// What is tolerated: a scheduled burst of the fourfold for a minute, with room for its noise.
 const BURST: f32 = 170.0;
+/// Of bursts that were seen: room for the next one, blocks in which they are forgotten, and blocks that are still short.
+const BURST_ROOM: f32 = 1.4;
+const BURST_BLOCKS: f32 = 17_280.0;
+const SHORT_BLOCKS: u32 = 24;
 /// What is tolerated of less: four minutes at a quarter.
 const LULL: f32 = 80.0;
 /// Seconds that the expected rate looks back, and the longest for rare requests.
@@ -44,6 +48,9 @@ pub(crate) struct Rate {
     block: u32,
     recent: (f32, f32),
     up: Cusum,
+    /// The highest that a short burst brought the chart to, with room; and of the burst at hand, with when it came there.
+    pub(crate) burst: f32,
+    peak: (f32, u32),
     down: Cusum,
     silence: Cusum,
     /// How near the nearest chart is to its limit.
@@ -106,9 +113,10 @@ impl Rate {
             let (low, high) = (low * BLOCK_S * common.min(0.0).exp(), high * BLOCK_S * common.max(0.0).exp());
             let dispersion = self.dispersion.value.max(0.02);
             let variance = |mean: f32| BLOCK_S * (1.0 / mean + 2.0 * dispersion);
-            let limit = (variance(high) * BUDGET / (2.0 * (UP - 1.0))).max(BURST);
+            let limit = (variance(high) * BUDGET / (2.0 * (UP - 1.0))).max(BURST.max(self.burst));
             self.up.add((count / high - UP) * BLOCK_S, 1.3 * limit);
             verdict.up = (self.up.sum / limit, self.up.blocks);
+            self.learn_burst();
             let limit = (variance(low) * BUDGET / (2.0 * (1.0 - DOWN))).max(LULL);
             self.down.add((DOWN - count / low) * BLOCK_S, 1.3 * limit);
             verdict.down = (self.down.sum / limit, self.down.blocks);
@@ -118,6 +126,19 @@ impl Rate {
         self.nearness = verdict.up.0.max(verdict.down.0).max(verdict.silence.0);
         self.learn(count, hour, share);
         verdict
+    }
+
+    /// Short bursts recur: what they bring is tolerated when they come again, for a day or so.
+    fn learn_burst(&mut self) {
+        self.burst -= self.burst / BURST_BLOCKS;
+        if self.up.sum > self.peak.0 {
+            self.peak = (self.up.sum, self.up.blocks);
+        } else if self.up.sum <= 0.0 {
+            let (peak, blocks) = std::mem::take(&mut self.peak);
+            if blocks <= SHORT_BLOCKS {
+                self.burst = self.burst.max(peak * BURST_ROOM);
+            }
+        }
     }
 
     fn listen(&mut self, count: f32, mean: f32, dispersion: f32) {

@@ -11,7 +11,7 @@ use crate::{
 /// Half of a threefold, as a natural logarithm.
 const ALLOWANCE: f32 = 0.55;
 /// What is tolerated: a minute of threefold size, with room for its noise.
-const BATCH: f32 = 55.0;
+const BATCH: f32 = 70.0;
 /// Records that the mean remembers.
 const MEMORY: f32 = 5000.0;
 const LN_2: f32 = std::f32::consts::LN_2;
