@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Allowances of the four charts, as logarithms of the factor: half of what each is best for.
-const ALLOWANCES: [f32; 4] = [0.11, 0.22, 0.38, 0.8];
+const ALLOWANCES: [f32; 4] = [0.1, 0.2, 0.38, 0.8];
 /// What is tolerated: a peer restarts and is cold for that many seconds, slower by this factor's logarithm.
 const RESTART: (f32, f32) = (0.5, 36.0);
 /// Shifts are tabled up to three octaves.
@@ -39,9 +39,9 @@ const WANDER_MINUTES: f32 = 15.0;
 /// Levels of neighbouring minutes resemble each other: sums over minutes vary so much more than of independent ones.
 const WANDER_MEMORY: f32 = 1.8;
 /// Levels change by the minute, so a chart that follows them cannot renew itself more often: two nats less than the budget.
-const SHIFT_BUDGET: f32 = BUDGET - 2.0;
+const SHIFT_BUDGET: f32 = BUDGET - 4.0;
 /// Limit of the tail's chart, and the most that one block may bring: it takes six blocks, so that one pause is not enough.
-const TAIL_LIMIT: f32 = BUDGET;
+const TAIL_LIMIT: f32 = BUDGET - 1.0;
 const TAIL_BLOCK: f32 = TAIL_LIMIT / 5.5;
 /// Ten times as long, in quarter octaves; and the share.
 const TAIL_BINS: usize = 13;
@@ -154,7 +154,7 @@ impl Latency {
         }
         let mut verdict = Verdict::default();
         let (records, sum) = (block.records as f32, block.scores as f32 / 32.0);
-        let rate = rate.max(self.recent.1 / 20.0).max(0.003);
+        let rate = rate.max(self.recent.1 / 40.0).max(0.003);
         let wander = self.wander_variance();
         let restart = self.mean_at(RESTART.0);
         for (chart, allowance) in self.charts.iter_mut().zip(ALLOWANCES) {
@@ -233,7 +233,7 @@ impl Latency {
         self.variance = density.iter().zip(&scores).map(|(p, score)| p * score * score).sum::<f32>().max(0.1);
         for bin in 0..BINS {
             self.scores[bin] = (scores[bin] * 32.0).round().clamp(-127.0, 127.0) as i8;
-            let usual = density[bin].max(density[bin.saturating_sub(1)]);
+            let usual = density[bin];
             let slow = if bin >= TAIL_BINS { density[bin - TAIL_BINS] } else { 0.0 };
             let ratio = (1.0 - TAIL_SHARE) + TAIL_SHARE * slow / usual;
             self.tails[bin] = (ratio.ln() * 16.0).round().clamp(-127.0, 127.0) as i8;
