@@ -3,6 +3,7 @@
 //! Data goes to stdout (a table for people, `--output json` for programs, whose fields are only ever added), remarks to
 //! stderr. Exit codes: 0 done, or the answer is yes; 1 the answer is no; 2 it failed; 64 wrong usage.
 
+mod baseline;
 mod certs;
 mod check;
 mod output;
@@ -34,6 +35,11 @@ enum Command {
     Certs {
         #[command(subcommand)]
         command: Certs,
+    },
+    /// What is normal for a workload, and what has left it.
+    Baseline {
+        #[command(subcommand)]
+        command: baseline::Command,
     },
     /// Checks whose answer is the exit code.
     Check {
@@ -164,6 +170,7 @@ fn main() -> ExitCode {
     };
     let done = match arguments.command {
         Command::Certs { command } => certs::run(&command, arguments.output),
+        Command::Baseline { command } => baseline::run(&command, arguments.output),
         Command::Check { command: Check::Certs { fail_within, source } } => {
             check::certs(fail_within, &source, arguments.output)
         }

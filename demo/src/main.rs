@@ -10,6 +10,7 @@ mod edges;
 mod checks;
 mod screen;
 mod apps;
+mod deviations;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -74,6 +75,8 @@ enum App {
 enum Protocol {
     /// HTTP/1.1
     Http,
+    /// HTTP/1.1, always the same request, whatever the answer
+    Steady,
     /// gRPC, unary and bidirectional streaming
     Grpc,
     /// Lines of text over TCP, as Redis understands them
@@ -107,7 +110,7 @@ fn start(cli: Cli) -> Result<bool> {
 
 fn serve(protocol: Protocol, listen: SocketAddr) -> Result<()> {
     match protocol {
-        Protocol::Http => apps::http::serve(listen),
+        Protocol::Http | Protocol::Steady => apps::http::serve(listen),
         Protocol::Grpc => apps::grpc::serve(listen),
         Protocol::Tcp => apps::line::serve(listen),
     }
@@ -116,6 +119,7 @@ fn serve(protocol: Protocol, listen: SocketAddr) -> Result<()> {
 fn load(protocol: Protocol, to: SocketAddr, time: Duration, marker: &str) -> Result<apps::Sent> {
     match protocol {
         Protocol::Http => apps::http::load(to, time, marker),
+        Protocol::Steady => apps::http::load_steadily(to, time, marker),
         Protocol::Grpc => apps::grpc::load(to, time, marker),
         Protocol::Tcp => apps::line::load(to, time, marker),
     }

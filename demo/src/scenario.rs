@@ -3,9 +3,10 @@
 use std::net::{Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
 use testkit::{
     Capture, Collector, Endpoint, LINK_IPV4, Mesh, Net, PROXY_UID, Process, Record, Service, ServicePort, Settings,
     Stream, Workload, run as run_command, until,
@@ -13,6 +14,7 @@ use testkit::{
 
 use crate::apps::Sent;
 use crate::checks::{self, Check, Seen, Traffic};
+use crate::deviations;
 use crate::edges::{self, Side, Unit};
 use crate::screen::Screen;
 
@@ -25,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(15);
 const MARKER: &str = "marker-7e0a1f5c93d2";
 /// What is sent in clear across the link on purpose, to show that the capture would see it.
 const CONTROL: &str = "control-58b06d4ee1fa";
+/// How long the client of orders goes on at most: until the last fault was found.
+const ORDERS_TIME: Duration = Duration::from_secs(600);
 /// Access-log lines shown for each service.
 const LINES: usize = 2;
 
@@ -43,6 +47,8 @@ pub(crate) fn run(keep: bool, time: Duration) -> Result<bool> {
     screen.heading("Picket: three pods, real redirect rules, mutual TLS, one record per connection and request");
     let mut stage = Stage::set(screen)?;
     screen.step(&format!("sending traffic for {} s, capturing packets on the link", time.as_secs()));
+    let orders = stage.start_load("frontend", "orders", "steady", ORDERS_TIME)?;
+    let since = Instant::now();
     let (traffic, seen) = stage.play(time)?;
     let records = stage.await_records(&traffic);
     let metrics = stage.metrics()?;
@@ -56,6 +62,10 @@ pub(crate) fn run(keep: bool, time: Duration) -> Result<bool> {
     all.extend(checks::secrecy(&seen));
     all.push(checks::nothing_dropped(&metrics));
     let holds = show_checks(screen, &all);
+    let scene = deviations::Scene { screen, mesh: &stage.mesh, collector: &stage.collector, since };
+    let found = scene.play()?;
+    drop(orders);
+    let holds = show_checks(screen, &found) && holds;
     if keep {
         stage.keep(screen)?;
     }
@@ -74,7 +84,8 @@ fn services() -> Vec<Service> {
     // The web service leaves its protocol to detection; Redis is declared, as its name would on Kubernetes.
     let mut cache = service("cache", 12, 6379, 6379, "data");
     cache.ports[0].app_protocol = Some("tcp".to_owned());
-    vec![service("web", 10, 80, 8080, "backend"), inventory, cache]
+    let orders = service("orders", 13, 80, deviations::PORT, "backend");
+    vec![service("web", 10, 80, 8080, "backend"), inventory, cache, orders]
 }
 
 impl Stage {
@@ -82,7 +93,8 @@ impl Stage {
         let net = Net::new()?;
         let collector = Collector::start(&net.link, SocketAddr::from((LINK_IPV4, OTLP_PORT)))?;
         screen.step("starting picket-ca, and in each pod `picket-proxy redirect` and `picket-proxy run`");
-        let settings = Settings { collector: Some(collector.address()), ..Settings::default() };
+        let baseline = json!({ "learn": format!("{}s", deviations::LEARN.as_secs()) });
+        let settings = Settings { collector: Some(collector.address()), baseline, ..Settings::default() };
         let workloads = ["frontend", "backend", "data"].map(Workload::meshed);
         let mesh = Mesh::start(net, &settings, &workloads, &services())?;
         let program = mesh.directory.install(&std::env::current_exe()?)?;
@@ -99,6 +111,7 @@ impl Stage {
 
     fn start_applications(&mut self) -> Result<()> {
         self.serve("backend", "http", 8080)?;
+        self.serve("backend", "steady", deviations::PORT)?;
         self.serve("data", "grpc", 50051)?;
         if self.redis {
             let mut command = self.mesh.pod("data")?.pod.command(APP_UID, "redis-server");
@@ -119,7 +132,7 @@ impl Stage {
         } else {
             self.serve("data", "tcp", 6379)?;
         }
-        for (pod, port) in [("backend", 8080), ("data", 50051), ("data", 6379)] {
+        for (pod, port) in [("backend", 8080), ("backend", deviations::PORT), ("data", 50051), ("data", 6379)] {
             self.await_listener(pod, port)?;
         }
         Ok(())

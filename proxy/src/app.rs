@@ -226,7 +226,11 @@ impl Sinks {
     }
 
     /// Puts the baseline's queue beside those of `senders`.
-    fn watch(&mut self, config: &Config, senders: &mut Vec<export::Sender>) -> Option<(Arc<Baseline>, export::Receiver)> {
+    fn watch(
+        &mut self,
+        config: &Config,
+        senders: &mut Vec<export::Sender>,
+    ) -> Option<(Arc<Baseline>, export::Receiver)> {
         if !config.baseline.enabled {
             return None;
         }
@@ -301,9 +305,9 @@ async fn control(
             }
         })
     });
-    let watching = takers.watching.map(|(baseline, receiver, events)| {
-        tokio::spawn(baseline.run(receiver, config.baseline.clone(), events))
-    });
+    let watching = takers
+        .watching
+        .map(|(baseline, receiver, events)| tokio::spawn(baseline.run(receiver, config.baseline.clone(), events)));
     let stopped = async {
         let mut terminate = signal_of(SignalKind::terminate())?;
         let mut interrupt = signal_of(SignalKind::interrupt())?;

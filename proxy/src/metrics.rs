@@ -117,6 +117,36 @@ pub const CATALOGUE: &[Metric] = &[
         &[],
         "1 while connections are refused because the spool is full.",
     ),
+    metric("picket_baseline_edges", Kind::Gauge, "{edge}", &[], "Edges whose baseline is kept."),
+    metric("picket_baseline_edges_limit", Kind::Gauge, "{edge}", &[], "Edges whose baseline may be kept."),
+    metric(
+        "picket_baseline_edges_evicted_total",
+        Kind::Counter,
+        "{edge}",
+        &[],
+        "Edges that were forgotten because the limit was reached.",
+    ),
+    metric(
+        "picket_baseline_deviations_open",
+        Kind::Gauge,
+        "{deviation}",
+        &["kind"],
+        "Deviations from the baseline that are open now.",
+    ),
+    metric(
+        "picket_baseline_deviations_total",
+        Kind::Counter,
+        "{deviation}",
+        &["kind"],
+        "Deviations from the baseline that were opened.",
+    ),
+    metric(
+        "picket_baseline_deviations_unopened_total",
+        Kind::Counter,
+        "{deviation}",
+        &[],
+        "Deviations that were not opened because too many were open.",
+    ),
     metric(
         "picket_certificate_remaining_seconds",
         Kind::Gauge,
@@ -241,6 +271,8 @@ pub struct Surroundings<'a> {
     pub sinks: &'a [(&'static str, Arc<export::Counters>)],
     /// The spool, where there is one.
     pub spool: Option<&'a spool::Status>,
+    /// What is normal, where that is learnt.
+    pub baseline: Option<crate::baseline::Numbers>,
     /// Seconds until our certificate ends.
     pub certificate_remaining: u64,
     /// Attempts to get a certificate: succeeded, failed.
@@ -300,6 +332,11 @@ pub fn render(workers: &[Arc<WorkerMetrics>], around: &Surroundings<'_>, out: &m
             name if name.starts_with("picket_spool_") => {
                 if let Some(status) = around.spool {
                     of_spool(&mut family, name, status);
+                }
+            }
+            name if name.starts_with("picket_baseline_") => {
+                if let Some(numbers) = &around.baseline {
+                    of_baseline(&mut family, name, numbers);
                 }
             }
             name if metric.labels == ["sink"] => {
@@ -373,6 +410,24 @@ fn of_spool(family: &mut Family<'_>, name: &str, status: &spool::Status) {
     family.sample(&[], number);
 }
 
+/// Appends the samples of the baseline.
+fn of_baseline(family: &mut Family<'_>, name: &str, numbers: &crate::baseline::Numbers) {
+    let mut by_kind = |counts: &[u64]| {
+        for (kind, count) in baseline::Kind::ALL.iter().zip(counts) {
+            family.sample(&[kind.as_str()], *count);
+        }
+    };
+    let number = match name {
+        "picket_baseline_deviations_open" => return by_kind(&numbers.open),
+        "picket_baseline_deviations_total" => return by_kind(&numbers.opened),
+        "picket_baseline_edges" => numbers.edges,
+        "picket_baseline_edges_limit" => numbers.limit,
+        "picket_baseline_edges_evicted_total" => numbers.counters.evicted,
+        _ => numbers.counters.unopened,
+    };
+    family.sample(&[], number);
+}
+
 fn queue_number(name: &str, counters: &export::Counters) -> u64 {
     match name {
         "picket_records_dropped_total" => counters.dropped(),
@@ -409,6 +464,7 @@ mod tests {
             connections_max: 5,
             sinks: &[],
             spool: None,
+            baseline: None,
             certificate_remaining: 7,
             renewals: (1, 2),
             renewed_at: 8,

@@ -52,6 +52,8 @@ pub struct Settings {
     pub collector: Option<SocketAddr>,
     /// Each proxy keeps its records in a spool of its own, with these keys of its section besides `dir`.
     pub spool: Option<Value>,
+    /// Keys of each proxy's section `baseline`.
+    pub baseline: Value,
     /// Directives of the proxies' own log, for example `info`.
     pub log_level: String,
     /// Worker threads per proxy.
@@ -72,6 +74,7 @@ impl Default for Settings {
             plaintext: Plaintext::Strict,
             collector: None,
             spool: None,
+            baseline: json!({}),
             log_level: "info".to_owned(),
             workers: 1,
             programs: None,
@@ -378,6 +381,7 @@ impl Mesh {
                 "stateDir": own,
             },
             "discovery": { "file": self.discovery_file() },
+            "baseline": settings.baseline,
             "accessLog": { "mode": "all", "format": "text" },
             "log": { "level": settings.log_level, "format": "text" },
             "workers": settings.workers,

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -11,7 +12,31 @@ const HEAD_LIMIT: u64 = 64 * 1024;
 /// Longest answer that the client reads, in bytes.
 const BODY_LIMIT: usize = 1 << 20;
 
-/// Serves /ok, /error and /slow; anything else is 404.
+/// What is wrong with the service: nothing, it is slow, or it fails now and then.
+static FAULT: AtomicU8 = AtomicU8::new(NO_FAULT);
+const NO_FAULT: u8 = 0;
+const SLOW: u8 = 1;
+const FAILING: u8 = 2;
+/// How much longer an answer takes while the service is slow.
+const SLOWNESS: Duration = Duration::from_millis(10);
+
+/// The answer to /ok, which suffers from the fault that is on.
+fn ok() -> (&'static str, &'static str) {
+    static ASKED: AtomicU64 = AtomicU64::new(0);
+    match FAULT.load(Relaxed) {
+        SLOW => std::thread::sleep(SLOWNESS),
+        FAILING if ASKED.fetch_add(1, Relaxed).is_multiple_of(10) => return ("500 Internal Server Error", "this one failed\n"),
+        _ => {}
+    }
+    ("200 OK", "all is well\n")
+}
+
+fn set_fault(fault: u8) -> (&'static str, &'static str) {
+    FAULT.store(fault, Relaxed);
+    ("200 OK", "so be it\n")
+}
+
+/// Serves /ok, /error and /slow, and /fault/… which sets what is wrong; anything else is 404.
 pub(crate) fn serve(listen: SocketAddr) -> Result<()> {
     let listener = TcpListener::bind(listen).with_context(|| format!("cannot listen on {listen}"))?;
     for stream in listener.incoming() {
@@ -27,7 +52,10 @@ fn answer(mut stream: TcpStream) -> Result<()> {
     while let Some(head) = read_head(&mut reader)? {
         let path = head.first().and_then(|line| line.split(' ').nth(1)).unwrap_or_default();
         let (status, body) = match path {
-            "/ok" => ("200 OK", "all is well\n"),
+            "/ok" => ok(),
+            "/fault/none" => set_fault(NO_FAULT),
+            "/fault/slow" => set_fault(SLOW),
+            "/fault/failing" => set_fault(FAILING),
             "/error" => ("500 Internal Server Error", "as you asked\n"),
             "/slow" => {
                 std::thread::sleep(Duration::from_millis(25));
@@ -69,6 +97,29 @@ pub(crate) fn load(to: SocketAddr, time: Duration, marker: &str) -> Result<super
             (_, 200) => {}
             (path, status) => bail!("{path} was answered with {status}"),
         }
+        Ok(())
+    })?;
+    Ok(sent)
+}
+
+/// One GET; its status.
+pub(crate) fn get(to: SocketAddr, path: &str) -> Result<u16> {
+    let mut stream = TcpStream::connect(to).with_context(|| format!("cannot connect to {to}"))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: orders.demo\r\n\r\n")?;
+    read_answer(&mut BufReader::new(stream))
+}
+
+/// Asks for /ok over one connection, whatever the answer is.
+pub(crate) fn load_steadily(to: SocketAddr, time: Duration, marker: &str) -> Result<super::Sent> {
+    let stream = TcpStream::connect(to).with_context(|| format!("cannot connect to {to}"))?;
+    stream.set_nodelay(true)?;
+    let mut connection = BufReader::new(stream);
+    let mut sent = super::Sent { connections: 1, ..super::Sent::default() };
+    super::repeat(time, |_| {
+        let request = format!("GET /ok HTTP/1.1\r\nhost: orders.demo\r\nx-demo: {marker}\r\n\r\n");
+        connection.get_mut().write_all(request.as_bytes())?;
+        sent.errors += u64::from(read_answer(&mut connection)? >= 500);
+        sent.requests += 1;
         Ok(())
     })?;
     Ok(sent)

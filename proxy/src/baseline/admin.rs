@@ -9,10 +9,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
 use telemetry::admin::Admin;
 
-use super::{
-    Baseline, now,
-    report::rfc3339,
-};
+use super::{Baseline, now, report::rfc3339};
 
 /// Adds the requests to the admin server.
 pub fn serve(admin: Admin, baseline: &Arc<Baseline>) -> Admin {
@@ -33,7 +30,8 @@ pub fn serve(admin: Admin, baseline: &Arc<Baseline>) -> Admin {
     let pinning = Arc::clone(baseline);
     admin.with_action(Method::POST, "/baseline/pin", move |body| {
         let answer = parse::<Pin>(&body).and_then(|pin| {
-            let edge = edge_of(&pin.edge).ok_or_else(|| refused(StatusCode::BAD_REQUEST, "no such direction or protocol"))?;
+            let edge =
+                edge_of(&pin.edge).ok_or_else(|| refused(StatusCode::BAD_REQUEST, "no such direction or protocol"))?;
             let known = pinning.engine().pin(edge, pin.pinned);
             let unknown = || refused(StatusCode::CONFLICT, "there is no such edge; `picket baseline show` lists them");
             if known { Ok(ok(&status(&pinning))) } else { Err(unknown()) }

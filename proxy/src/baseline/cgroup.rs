@@ -51,19 +51,22 @@ mod tests {
 
     #[test]
     fn both_versions_are_read() {
-        let dir = testkit::RunDir::new("baseline-cgroup").unwrap();
-        let mut usage = Usage::new(dir.path());
+        let dir = std::env::temp_dir().join(format!("picket-baseline-cgroup-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let write = |file: &str, text: &str| fs::write(dir.join(file), text).unwrap();
+        let mut usage = Usage::new(&dir);
         assert_eq!(usage.measure(1000), (None, None));
-        dir.write("cpu.stat", "usage_usec 1000000\nuser_usec 1\n").unwrap();
-        dir.write("memory.current", "4096\n").unwrap();
+        write("cpu.stat", "usage_usec 1000000\nuser_usec 1\n");
+        write("memory.current", "4096\n");
         assert_eq!(usage.measure(2000), (None, Some(4096.0)));
-        dir.write("cpu.stat", "usage_usec 1500000\nuser_usec 1\n").unwrap();
+        write("cpu.stat", "usage_usec 1500000\nuser_usec 1\n");
         assert_eq!(usage.measure(3000), (Some(0.5), Some(4096.0)));
         // A counter that went back, as a new container's does, is no usage.
-        fs::remove_file(dir.path().join("cpu.stat")).unwrap();
-        dir.write("cpuacct.usage", "1000\n").unwrap();
+        fs::remove_file(dir.join("cpu.stat")).unwrap();
+        write("cpuacct.usage", "1000\n");
         assert_eq!(usage.measure(4000).0, None);
-        dir.write("cpuacct.usage", "250001000\n").unwrap();
+        write("cpuacct.usage", "250001000\n");
         assert_eq!(usage.measure(5000).0, Some(0.25));
+        fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -9,11 +9,14 @@ mod report;
 mod store;
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
-use baseline::{Engine, Gauge, State};
+use baseline::{Counters, Engine, Event, Gauge, Kind, State};
 use export::{Events, Receiver};
 use record::line;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
@@ -33,6 +36,9 @@ const GAUGE_INTERVAL: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Baseline {
     engine: Mutex<Engine>,
+    limit: usize,
+    /// Deviations that were opened, by kind.
+    opened: [AtomicU64; Kind::ALL.len()],
     template: String,
     /// The template that it was started from, if it was another one.
     previous: Option<String>,
@@ -55,7 +61,13 @@ impl Baseline {
                 found.template
             })
         });
-        Arc::new(Self { engine: Mutex::new(engine), template: config.template.clone(), previous })
+        Arc::new(Self {
+            engine: Mutex::new(engine),
+            limit: config.edges,
+            opened: Default::default(),
+            template: config.template.clone(),
+            previous,
+        })
     }
 
     /// The engine; nothing waits while it holds it.
@@ -78,6 +90,9 @@ impl Baseline {
             engine.drain_events()
         };
         for event in &happened {
+            if let Event::Opened(deviation) = event {
+                self.opened[deviation.kind as usize].fetch_add(1, Relaxed);
+            }
             report::write(event, self, events);
         }
     }
@@ -89,7 +104,13 @@ impl Baseline {
         for deviation in engine.open_deviations() {
             open[deviation.kind as usize] += 1;
         }
-        Numbers { counters: engine.counters(), edges: engine.edges() as u64, limit: self.limit as u64, open, opened: self.opened.load() }
+        Numbers {
+            counters: engine.counters(),
+            edges: engine.edge_count() as u64,
+            limit: self.limit as u64,
+            open,
+            opened: self.opened.each_ref().map(|count| count.load(Relaxed)),
+        }
     }
 
     fn state(&self) -> State {
@@ -143,6 +164,21 @@ impl Baseline {
             tracing::warn!(dir = ?config.dir, %error, "the baseline cannot be kept: a restart goes back to what was written last");
         }
     }
+}
+
+/// What is shown of the baseline.
+#[derive(Debug, Clone, Copy)]
+pub struct Numbers {
+    /// What the engine has counted.
+    pub counters: Counters,
+    /// Edges that it knows.
+    pub edges: u64,
+    /// Edges that it may know.
+    pub limit: u64,
+    /// Deviations that are open, by kind.
+    pub open: [u64; Kind::ALL.len()],
+    /// Deviations that were opened, by kind.
+    pub opened: [u64; Kind::ALL.len()],
 }
 
 /// Milliseconds since 1970 UTC.

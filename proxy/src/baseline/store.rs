@@ -100,8 +100,8 @@ mod tests {
 
     #[test]
     fn the_own_template_wins_over_another_and_damage_is_passed_over() {
-        let dir = testkit::RunDir::new("baseline-store").unwrap();
-        let dir = dir.path();
+        let dir = std::env::temp_dir().join(format!("picket-baseline-store-{}", std::process::id()));
+        let dir = dir.as_path();
         assert!(find(&config(dir, "new")).is_none());
         save(dir, "old", &State::default()).unwrap();
         assert_eq!(find(&config(dir, "new")).unwrap().template, "old");
@@ -109,5 +109,6 @@ mod tests {
         assert_eq!(find(&config(dir, "new")).unwrap().template, "new");
         fs::write(path(dir, "new"), b"no baseline").unwrap();
         assert_eq!(find(&config(dir, "new")).unwrap().template, "old");
+        fs::remove_dir_all(dir).unwrap();
     }
 }

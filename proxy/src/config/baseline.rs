@@ -84,7 +84,8 @@ impl Baseline {
 
 /// Letters, digits, `-`, `_` and `.`, the first and the last of them a letter or digit (Kubernetes, "Labels and Selectors").
 fn is_label_value(text: &str) -> bool {
-    let ends = text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.ends_with(|c: char| c.is_ascii_alphanumeric());
+    let ends =
+        text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.ends_with(|c: char| c.is_ascii_alphanumeric());
     let inside = text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
     ends && inside && text.len() <= TEMPLATE_BYTES_MAX
 }

@@ -1,0 +1,227 @@
+//! One edge: its channels, what they learnt, and what they say when a block ends.
+//!
+//! Promises: at most [`EDGE_BYTES_MAX`] bytes without its names, whatever comes. Leaves to others: which deviations are open
+//! (`engine`), and what other edges do (`common`).
+
+use crate::{
+    EdgeKey, Kind, Observation, Protection,
+    errors::Errors,
+    latency::Latency,
+    limits::{BLOCK_MS, Limits},
+    rate::Rate,
+    sketch::quarter,
+    volume::Volume,
+};
+
+/// Size of an edge without its names.
+pub(crate) const EDGE_BYTES_MAX: usize = 960;
+/// Bins for the time to the first byte: octaves from 1 µs on.
+pub(crate) const FIRST_BYTE_BINS: usize = 32;
+/// So many times mutual TLS was seen before plaintext is remarkable.
+const TLS_ENOUGH: u16 = 20;
+
+/// One edge.
+#[derive(Debug)]
+pub(crate) struct Edge {
+    pub(crate) key: EdgeKey,
+    /// When it was first seen, and last.
+    pub(crate) born: u64,
+    pub(crate) last: u64,
+    pub(crate) latency: Latency,
+    /// Time to the first byte, scaled down when full.
+    pub(crate) first_byte: [u16; FIRST_BYTE_BINS],
+    pub(crate) errors: Errors,
+    pub(crate) rate: Rate,
+    pub(crate) bytes_in: Volume,
+    pub(crate) bytes_out: Volume,
+    /// Never adopt anything for it.
+    pub(crate) pinned: bool,
+    /// Its baseline came from siblings: nothing to learn first.
+    pub(crate) inherited: bool,
+    /// Its silence was reported as a peer that vanished.
+    pub(crate) vanished: bool,
+    /// How often it was mutual TLS; how often in this block it was not.
+    pub(crate) mutual_tls: u16,
+    pub(crate) plaintext: u16,
+}
+
+const _: () = assert!(size_of::<Edge>() <= EDGE_BYTES_MAX);
+
+/// What the tests of one block say: per kind, how near to the limit, and for how many blocks the chart has risen.
+pub(crate) type Verdicts = [(Kind, f32, u32); 9];
+
+impl Edge {
+    pub(crate) fn new(key: EdgeKey, at: u64) -> Self {
+        Self {
+            key,
+            born: at,
+            last: at,
+            latency: Latency::default(),
+            first_byte: [0; FIRST_BYTE_BINS],
+            errors: Errors::default(),
+            rate: Rate::default(),
+            bytes_in: Volume::default(),
+            bytes_out: Volume::default(),
+            pinned: false,
+            inherited: false,
+            vanished: false,
+            mutual_tls: 0,
+            plaintext: 0,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn record(&mut self, observation: &Observation<'_>) {
+        self.last = self.last.max(observation.at);
+        self.rate.record();
+        self.errors.record(observation.error);
+        if let Some(micros) = observation.duration_us {
+            self.latency.record(micros);
+        }
+        if let Some(micros) = observation.first_byte_us {
+            self.record_first_byte(micros);
+        }
+        self.bytes_in.record(observation.bytes_in);
+        self.bytes_out.record(observation.bytes_out);
+        match observation.protection {
+            Protection::MutualTls => self.mutual_tls = self.mutual_tls.saturating_add(1),
+            Protection::Plaintext => self.plaintext = self.plaintext.saturating_add(1),
+            Protection::Unknown => {}
+        }
+    }
+
+    fn record_first_byte(&mut self, micros: u64) {
+        let bin = (quarter(micros) / 4).clamp(0, FIRST_BYTE_BINS as i32 - 1) as usize;
+        if self.first_byte[bin] == u16::MAX {
+            self.first_byte = self.first_byte.map(|count| count / 2);
+        }
+        self.first_byte[bin] += 1;
+    }
+
+    /// Whether it has learnt for long enough: who came only for a while has nothing that could be held against him.
+    pub(crate) fn is_watching(&self, limits: &Limits) -> bool {
+        self.inherited || self.last.saturating_sub(self.born) >= limits.learn_ms
+    }
+
+    /// Plaintext where there was mutual TLS.
+    pub(crate) fn take_plaintext(&mut self) -> u16 {
+        let plaintext = std::mem::take(&mut self.plaintext);
+        if self.mutual_tls >= TLS_ENOUGH { plaintext } else { 0 }
+    }
+
+    /// First pass over a block that ended.
+    pub(crate) fn end_block(&mut self) {
+        self.latency.end_block();
+        self.rate.end_block();
+    }
+
+    /// Second pass: tests and learns. `open` are the kinds that are open; `common` what all edges have in common.
+    pub(crate) fn test(&mut self, hour: u8, test: bool, open: &dyn Fn(Kind) -> bool, common: &Common) -> Verdicts {
+        let (_, expected) = self.rate.expected();
+        let share = |open: bool, near: f32| if open { 0.0 } else { share(near) };
+        let latency = self.latency.test(expected, common.latency);
+        let latency = if test { latency } else { Default::default() };
+        if !test {
+            self.latency.reset_charts();
+        }
+        let slow = open(Kind::Latency) || open(Kind::LatencyTail);
+        self.latency.share = share(slow, latency.shift.max(latency.tail));
+        // What the charts of the block before said decides how much of this one is learnt.
+        let errors = self.errors.end_block(test, share(open(Kind::Errors), self.errors.nearness()));
+        let bytes_in = self.bytes_in.end_block(expected, test, share(open(Kind::BytesIn), self.bytes_in.nearness));
+        let bytes_out = self.bytes_out.end_block(expected, test, share(open(Kind::BytesOut), self.bytes_out.nearness));
+        let moved = open(Kind::RateUp) || open(Kind::RateDown) || open(Kind::Silence);
+        let rate = self.rate.test(hour, test, share(moved, self.rate.nearness), common.rate);
+        [
+            (Kind::Latency, latency.shift, latency.shift_blocks),
+            (Kind::LatencyTail, latency.tail, latency.tail_blocks),
+            (Kind::Errors, errors.0, errors.1),
+            (Kind::Silence, rate.silence.0, rate.silence.1),
+            (Kind::RateUp, rate.up.0, rate.up.1),
+            (Kind::RateDown, rate.down.0, rate.down.1),
+            (Kind::BytesIn, bytes_in.0, bytes_in.1),
+            (Kind::BytesOut, bytes_out.0, bytes_out.1),
+            (Kind::Plaintext, f32::from(self.take_plaintext()), 1),
+        ]
+    }
+
+    /// Expected range and observed value of a kind.
+    pub(crate) fn evidence(&self, kind: Kind) -> ((f64, f64), f64) {
+        let seconds = |(low, high): (f64, f64), at: f64| ((low / 1e6, high / 1e6), at / 1e6);
+        match kind {
+            Kind::Latency | Kind::LatencyTail => {
+                let (range, observed) = self.latency.evidence();
+                seconds(range, observed)
+            }
+            Kind::Errors => ((0.0, f64::from(self.errors.expected())), f64::from(self.errors.observed())),
+            Kind::RateUp | Kind::RateDown | Kind::Silence => {
+                let (low, high) = self.rate.expected();
+                ((f64::from(low), f64::from(high)), f64::from(self.rate.observed()))
+            }
+            Kind::BytesIn => self.bytes_in.evidence(),
+            Kind::BytesOut => self.bytes_out.evidence(),
+            Kind::Plaintext | Kind::NewPeer | Kind::VanishedPeer | Kind::Cpu | Kind::Memory => ((0.0, 0.0), 1.0),
+        }
+    }
+
+    /// Whether a deviation of that kind may close.
+    pub(crate) fn is_over(&self, kind: Kind) -> bool {
+        match kind {
+            Kind::Latency => self.latency.shift_is_over(),
+            Kind::LatencyTail => self.latency.tail_is_over(),
+            Kind::Errors => self.errors.is_over(),
+            Kind::RateUp => self.rate.up_is_over(),
+            Kind::RateDown => self.rate.down_is_over(),
+            Kind::Silence => self.rate.silence_is_over(),
+            Kind::BytesIn => self.bytes_in.is_over(),
+            Kind::BytesOut => self.bytes_out.is_over(),
+            Kind::Plaintext | Kind::NewPeer | Kind::VanishedPeer | Kind::Cpu | Kind::Memory => false,
+        }
+    }
+
+    /// After a deviation has closed: what was left of it does not open the next one.
+    pub(crate) fn settle(&mut self, kind: Kind) {
+        if matches!(kind, Kind::Latency | Kind::LatencyTail) {
+            self.latency.reset_charts();
+        }
+    }
+
+    /// Learns anew what a kind is about.
+    pub(crate) fn relearn(&mut self, kind: Kind) {
+        match kind {
+            Kind::Latency | Kind::LatencyTail => self.latency.relearn(),
+            Kind::Errors => self.errors.relearn(),
+            Kind::RateUp | Kind::RateDown | Kind::Silence => self.rate.relearn(),
+            Kind::BytesIn => self.bytes_in.relearn(),
+            Kind::BytesOut => self.bytes_out.relearn(),
+            Kind::Plaintext => self.mutual_tls = 0,
+            Kind::NewPeer | Kind::VanishedPeer | Kind::Cpu | Kind::Memory => {}
+        }
+    }
+
+    /// After a pause of the clock: nothing is concluded from what lies across it.
+    pub(crate) fn reset_charts(&mut self) {
+        self.latency.reset_charts();
+        self.errors.reset_charts();
+        self.rate.reset_charts();
+        self.bytes_in.reset_charts();
+        self.bytes_out.reset_charts();
+    }
+
+    /// How many blocks' worth of records a chart has seen.
+    pub(crate) fn records_in(&self, blocks: u32) -> u64 {
+        (f64::from(self.rate.observed()) * f64::from(blocks) * BLOCK_MS as f64 / 1000.0).round() as u64
+    }
+}
+
+/// How much of a block is learnt, by how near its tests are to their limits.
+fn share(near: f32) -> f32 {
+    if near > 0.5 { 0.1 } else { 1.0 }
+}
+
+/// What most edges have in common, as logarithms of factors.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Common {
+    pub(crate) latency: f32,
+    pub(crate) rate: f32,
+}

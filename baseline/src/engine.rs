@@ -1,0 +1,502 @@
+//! The engine of one pod: observations in, events out, time as an argument.
+//!
+//! Tests run when a block of five seconds ends, in two passes: what each edge shows, then what it is charged with beyond what
+//! all share. A deviation opens when a chart reaches its limit and closes when the chart has come back; while it is open
+//! nothing is learnt for its channel. What lasts ([`Limits::adopt_ms`]) becomes normal, unless the edge is pinned.
+//!
+//! Promises: bounded memory, no panic, no flood, whatever comes and in whatever order. Clocks that step are not silence.
+
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, RandomState},
+};
+
+use crate::{
+    Deviation, EdgeKey, EdgeRef, Ending, Event, Gauge, Kind, Limits, Observation, State,
+    common::Shifts,
+    edge::{Common, Edge},
+    gauge::Channel,
+    limits::{BLOCK_MS, JUMP_MS, MINUTE_BLOCKS},
+    state::Rollout,
+};
+
+/// New peers that come within so long of each other are one deviation.
+const PEERS_MS: u64 = 10 * 60_000;
+/// A new pod is cold: what it inherited is not held against it for so long.
+const WARM_UP_MS: u64 = 120_000;
+
+/// What was counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Observations taken in.
+    pub observations: u64,
+    /// Of them, those that came after their block had ended; they count in the block at hand.
+    pub late: u64,
+    /// Edges that went at the bound.
+    pub evicted: u64,
+    /// Steps of the clock.
+    pub jumps: u64,
+    /// Deviations that did not open since too many were open.
+    pub unopened: u64,
+    /// Events that were dropped since nobody took them.
+    pub dropped: u64,
+}
+
+#[derive(Debug)]
+struct Open {
+    slot: Option<usize>,
+    deviation: Deviation,
+    /// When it last was seen.
+    seen: u64,
+}
+
+/// What is normal for one pod, and what is not.
+#[derive(Debug)]
+pub struct Engine {
+    limits: Limits,
+    created: u64,
+    inherited: bool,
+    block: u64,
+    blocks: u64,
+    hasher: RandomState,
+    slots: HashMap<u64, u32>,
+    pub(crate) edges: Vec<Edge>,
+    key: Vec<u8>,
+    latencies: Shifts,
+    rates: Shifts,
+    pub(crate) gauges: [Channel; 2],
+    open: Vec<Open>,
+    events: Vec<Event>,
+    counters: Counters,
+    next: u64,
+    rollout: Option<Box<Rollout>>,
+}
+
+/// Whether an edge is still being learnt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Nothing is held against it yet.
+    Learning,
+    /// It is held against its baseline.
+    Watching,
+}
+
+/// An edge as people read it; values as in [`Kind::unit`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Summary {
+    /// Which edge.
+    pub edge: EdgeKey,
+    /// Whether it is still being learnt.
+    pub phase: Phase,
+    /// Whether it is pinned.
+    pub pinned: bool,
+    /// Last seen, in milliseconds since 1970 UTC.
+    pub last: u64,
+    /// Expected requests per second, at least and at most.
+    pub rate: (f64, f64),
+    /// Expected share of errors.
+    pub errors: f64,
+    /// Median, 90th and 99th percentile of the duration in seconds; none before anything was seen.
+    pub duration: Option<[f64; 3]>,
+    /// Geometric mean of bytes in and out, per request.
+    pub bytes: (f64, f64),
+    /// Kinds that are open.
+    pub open: Vec<Kind>,
+}
+
+impl Engine {
+    /// An engine for a pod that was created at `created`, in milliseconds since 1970 UTC.
+    pub fn new(limits: Limits, created: u64) -> Self {
+        Self {
+            limits,
+            created,
+            inherited: false,
+            block: created - created % BLOCK_MS,
+            blocks: 0,
+            hasher: RandomState::new(),
+            slots: HashMap::new(),
+            edges: Vec::new(),
+            key: Vec::new(),
+            latencies: Shifts::default(),
+            rates: Shifts::default(),
+            gauges: [Channel::default(), Channel::default()],
+            open: Vec::new(),
+            events: Vec::new(),
+            counters: Counters::default(),
+            next: 1,
+            rollout: None,
+        }
+    }
+
+    /// The same, for a pod whose workload is known: from its siblings' merged state, or its own of before a restart.
+    pub fn from_state(limits: Limits, created: u64, state: &State) -> Self {
+        let mut engine = Self::new(limits, created);
+        engine.inherited = state.edges.values().any(|edge| edge.learnt);
+        for (key, edge) in state.edges.iter().take(limits.edges) {
+            let slot = engine.insert(key.as_ref(), created);
+            edge.seed(&mut engine.edges[slot]);
+        }
+        for (channel, gauge) in engine.gauges.iter_mut().zip(&state.gauges) {
+            *channel = gauge.clone();
+        }
+        engine
+    }
+
+    /// Compares what this pod learns with `previous`, the baseline of the template before, and says once what differs
+    /// ([`Event::RolledOut`]).
+    pub fn compare_with(&mut self, previous: State) {
+        self.rollout = Some(Box::new(Rollout { previous }));
+    }
+
+    /// What was learnt, to be kept and merged with that of siblings.
+    pub fn state(&self) -> State {
+        State::of(self)
+    }
+
+    /// Takes in one request or connection.
+    pub fn observe(&mut self, observation: &Observation<'_>) {
+        if observation.at >= self.block + BLOCK_MS || self.block > observation.at + JUMP_MS {
+            self.advance(observation.at);
+        }
+        self.counters.observations += 1;
+        self.counters.late += u64::from(observation.at < self.block);
+        let slot = match self.find(observation.edge) {
+            Some(slot) => slot,
+            None => self.meet(observation.edge, observation.at),
+        };
+        self.edges[slot].record(observation);
+    }
+
+    /// Takes in one measurement of the pod.
+    pub fn gauge(&mut self, gauge: Gauge, at: u64, value: f64) {
+        let said = self.gauges[gauge as usize].observe(at, value);
+        let kind = gauge.kind();
+        if said.alert && self.open_at(None, kind).is_none() {
+            let learnt = self.inherited || at.saturating_sub(self.created) >= self.limits.learn_ms;
+            if learnt {
+                let evidence = (said.expected, value);
+                self.open(None, kind, at, at, evidence, 1, f64::from(said.level));
+            }
+        } else if said.over
+            && let Some(index) = self.open_at(None, kind)
+        {
+            self.close(index, at, Ending::Recovered);
+        }
+    }
+
+    /// Ends the blocks that are over at `now`. To be called about every block, also when nothing is observed.
+    pub fn advance(&mut self, now: u64) {
+        if now.saturating_add(JUMP_MS) < self.block || now > self.block.saturating_add(JUMP_MS + BLOCK_MS) {
+            self.counters.jumps += 1;
+            self.block = now - now % BLOCK_MS;
+            self.edges.iter_mut().for_each(Edge::reset_charts);
+            return;
+        }
+        while self.block.saturating_add(BLOCK_MS) <= now {
+            self.block += BLOCK_MS;
+            self.blocks += 1;
+            self.end_block();
+        }
+    }
+
+    /// What happened since the last call.
+    pub fn drain_events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
+    }
+
+    /// What was counted.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Deviations that are open.
+    pub fn open_deviations(&self) -> impl Iterator<Item = &Deviation> {
+        self.open.iter().map(|open| &open.deviation)
+    }
+
+    /// How many edges are known.
+    pub fn edge_count(&self) -> usize {
+        self.edges.len()
+    }
+
+    /// The edges, in no order.
+    pub fn summaries(&self) -> impl Iterator<Item = Summary> + '_ {
+        (0..self.edges.len()).map(|slot| self.summary(slot))
+    }
+
+    /// The edges, each with whether it has learnt.
+    pub(crate) fn learnt(&self) -> impl Iterator<Item = (&Edge, bool)> {
+        self.edges.iter().map(|edge| (edge, edge.is_watching(&self.limits)))
+    }
+
+    fn summary(&self, slot: usize) -> Summary {
+        let edge = &self.edges[slot];
+        let reference = &edge.latency.reference;
+        let quantiles = [0.5, 0.9, 0.99].map(|q| reference.quantile(q).unwrap_or(0.0) / 1e6);
+        let (low, high) = edge.rate.expected();
+        let watching = self.is_watching(slot);
+        Summary {
+            edge: edge.key.clone(),
+            phase: if watching { Phase::Watching } else { Phase::Learning },
+            pinned: edge.pinned,
+            last: edge.last,
+            rate: (f64::from(low), f64::from(high)),
+            errors: f64::from(edge.errors.expected()),
+            duration: (reference.weight() > 0.0).then_some(quantiles),
+            bytes: (f64::from(edge.bytes_in.mean.value.exp()), f64::from(edge.bytes_out.mean.value.exp())),
+            open: self.open.iter().filter(|open| open.slot == Some(slot)).map(|open| open.deviation.kind).collect(),
+        }
+    }
+
+    /// Takes what a deviation is about as the new normal. False if it is not open.
+    pub fn accept(&mut self, id: u64) -> bool {
+        let Some(index) = self.open.iter().position(|open| open.deviation.id == id) else { return false };
+        let (slot, kind) = (self.open[index].slot, self.open[index].deviation.kind);
+        self.relearn(slot, kind);
+        self.close(index, self.block, Ending::Accepted);
+        true
+    }
+
+    /// Keeps the baseline of an edge from adopting what lasts, or lets it again. False if there is no such edge.
+    pub fn pin(&mut self, edge: EdgeRef<'_>, pinned: bool) -> bool {
+        let Some(slot) = self.find(edge) else { return false };
+        self.edges[slot].pinned = pinned;
+        true
+    }
+
+    fn relearn(&mut self, slot: Option<usize>, kind: Kind) {
+        match (slot, kind) {
+            (Some(slot), kind) => self.edges[slot].relearn(kind),
+            (None, kind) => {
+                if let Some(gauge) = [Gauge::Cpu, Gauge::Memory].into_iter().find(|gauge| gauge.kind() == kind) {
+                    self.gauges[gauge as usize] = Channel::default();
+                }
+            }
+        }
+    }
+
+    fn hash(&mut self, edge: EdgeRef<'_>) -> u64 {
+        edge.write_into(&mut self.key);
+        self.hasher.hash_one(&self.key[..])
+    }
+
+    /// The slot of an edge; the hash is keyed, so two edges do not share one on purpose.
+    fn find(&mut self, edge: EdgeRef<'_>) -> Option<usize> {
+        let hash = self.hash(edge);
+        self.slots.get(&hash).map(|slot| *slot as usize)
+    }
+
+    /// Room for an edge, at the bound that of another one.
+    fn insert(&mut self, edge: EdgeRef<'_>, at: u64) -> usize {
+        let hash = self.hash(edge);
+        let new = Edge::new(edge.to_key(), at);
+        if self.edges.len() < self.limits.edges.max(1) {
+            self.edges.push(new);
+            self.slots.insert(hash, (self.edges.len() - 1) as u32);
+            return self.edges.len() - 1;
+        }
+        let slot = (0..self.edges.len())
+            .min_by_key(|slot| (self.edges[*slot].is_watching(&self.limits), self.edges[*slot].last))
+            .unwrap_or(0);
+        self.counters.evicted += 1;
+        self.forget(slot);
+        self.edges[slot] = new;
+        self.slots.insert(hash, slot as u32);
+        slot
+    }
+
+    /// Takes an edge out of the index, and closes what is open on it.
+    fn forget(&mut self, slot: usize) {
+        let key = self.edges[slot].key.clone();
+        let hash = self.hash(key.as_ref());
+        self.slots.remove(&hash);
+        while let Some(index) = self.open.iter().position(|open| open.slot == Some(slot)) {
+            if self.open[index].deviation.kind == Kind::NewPeer {
+                self.open[index].slot = None;
+            } else {
+                self.close(index, self.block, Ending::Forgotten);
+            }
+        }
+    }
+
+    /// Somebody new: a deviation once the pod has learnt who is there, one for all that come together.
+    fn meet(&mut self, edge: EdgeRef<'_>, at: u64) -> usize {
+        let slot = self.insert(edge, at);
+        let learnt = self.inherited || at.saturating_sub(self.created) >= self.limits.learn_ms;
+        if !learnt {
+            return slot;
+        }
+        let direction = edge.direction;
+        let company = self.open.iter_mut().find(|open| {
+            let deviation = &open.deviation;
+            deviation.kind == Kind::NewPeer && deviation.edge.as_ref().is_some_and(|edge| edge.direction == direction)
+        });
+        if let Some(open) = company {
+            open.seen = at.max(open.seen);
+            open.deviation.peers = open.deviation.peers.saturating_add(1);
+            open.deviation.observed += 1.0;
+            open.deviation.records += 1;
+        } else {
+            self.open(Some(slot), Kind::NewPeer, at, at, ((0.0, 0.0), 1.0), 1, 1.0);
+        }
+        slot
+    }
+
+    fn is_watching(&self, slot: usize) -> bool {
+        let warm = !self.inherited || self.block >= self.created.saturating_add(WARM_UP_MS);
+        warm && self.edges[slot].is_watching(&self.limits)
+    }
+
+    fn end_block(&mut self) {
+        self.latencies.clear();
+        self.rates.clear();
+        for (slot, edge) in self.edges.iter_mut().enumerate() {
+            edge.end_block();
+            if let Some((shift, variance)) = edge.latency.recent_shift() {
+                self.latencies.add(slot, shift, variance);
+            }
+            if let Some((shift, variance)) = edge.rate.recent_change() {
+                self.rates.add(slot, shift, variance);
+            }
+        }
+        self.latencies.sort();
+        self.rates.sort();
+        for slot in 0..self.edges.len() {
+            self.test(slot);
+        }
+        if self.blocks.is_multiple_of(u64::from(MINUTE_BLOCKS)) {
+            self.end_minute();
+        }
+    }
+
+    fn test(&mut self, slot: usize) {
+        let hour = ((self.block.saturating_sub(1) / 3_600_000) % 24) as u8;
+        let test = self.is_watching(slot);
+        let common = Common { latency: self.latencies.slower(slot), rate: self.rates.busier(slot) };
+        let open = &self.open;
+        let is_open = |kind: Kind| open.iter().any(|open| open.slot == Some(slot) && open.deviation.kind == kind);
+        let verdicts = self.edges[slot].test(hour, test, &is_open, &common);
+        for (kind, near, blocks) in verdicts {
+            match self.open_at(Some(slot), kind) {
+                Some(index) => self.follow(index, slot, near),
+                None if near >= 1.0 && !self.is_explained(slot, kind) => {
+                    let since = self.block.saturating_sub(u64::from(blocks) * BLOCK_MS);
+                    let edge = &self.edges[slot];
+                    let (evidence, records) = (edge.evidence(kind), edge.records_in(blocks));
+                    self.open(Some(slot), kind, since, self.block, evidence, records, f64::from(near));
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// Whether another open deviation of the edge says it already.
+    fn is_explained(&self, slot: usize, kind: Kind) -> bool {
+        let explanations =
+            [(Kind::LatencyTail, Kind::Latency), (Kind::Latency, Kind::LatencyTail), (Kind::RateDown, Kind::Silence)];
+        explanations.iter().any(|(what, by)| *what == kind && self.open_at(Some(slot), *by).is_some())
+    }
+
+    /// An open deviation at the end of a block.
+    fn follow(&mut self, index: usize, slot: usize, near: f32) {
+        let now = self.block;
+        let (kind, opened) = (self.open[index].deviation.kind, self.open[index].deviation.opened);
+        if near >= 1.0 {
+            let (_, observed) = self.edges[slot].evidence(kind);
+            let records = self.edges[slot].records_in(1);
+            let open = &mut self.open[index];
+            open.seen = now;
+            open.deviation.records += records;
+            open.deviation.score = open.deviation.score.max(f64::from(near));
+            open.deviation.observed = observed;
+        }
+        let quiet = now.saturating_sub(self.open[index].seen);
+        if self.edges[slot].is_over(kind) || (kind == Kind::Plaintext && quiet >= PEERS_MS) {
+            self.edges[slot].settle(kind);
+            self.close(index, now, Ending::Recovered);
+        } else if now.saturating_sub(opened) >= self.limits.adopt_ms && !self.edges[slot].pinned {
+            self.edges[slot].relearn(kind);
+            self.close(index, now, Ending::Adopted);
+        }
+    }
+
+    fn end_minute(&mut self) {
+        for edge in &mut self.edges {
+            edge.latency.end_minute();
+        }
+        let now = self.block;
+        while let Some(index) = self
+            .open
+            .iter()
+            .position(|open| open.deviation.kind == Kind::NewPeer && now.saturating_sub(open.seen) >= PEERS_MS)
+        {
+            self.close(index, now, Ending::Adopted);
+        }
+        self.look_for_vanished();
+        let learnt = now.saturating_sub(self.created) >= self.limits.learn_ms;
+        if learnt && let Some(rollout) = self.rollout.take() {
+            let differences = rollout.previous.diff(&self.state());
+            self.say(Event::RolledOut { at: now, differences });
+        }
+    }
+
+    /// Who was there for long and has not been for [`Limits::vanish_ms`].
+    fn look_for_vanished(&mut self) {
+        let now = self.block;
+        for slot in 0..self.edges.len() {
+            let edge = &mut self.edges[slot];
+            let gone = now.saturating_sub(edge.last) >= self.limits.vanish_ms;
+            let known = edge.inherited || edge.last.saturating_sub(edge.born) >= self.limits.learn_ms;
+            if edge.vanished && !gone {
+                edge.vanished = false;
+                if let Some(index) = self.open_at(Some(slot), Kind::VanishedPeer) {
+                    self.close(index, now, Ending::Recovered);
+                }
+            } else if gone && known && !edge.vanished {
+                edge.vanished = true;
+                let since = edge.last;
+                self.open(Some(slot), Kind::VanishedPeer, since, now, ((1.0, 1.0), 0.0), 0, 1.0);
+            }
+        }
+    }
+
+    fn open_at(&self, slot: Option<usize>, kind: Kind) -> Option<usize> {
+        self.open.iter().position(|open| open.slot == slot && open.deviation.kind == kind)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of one deviation, named where they are known")]
+    fn open(
+        &mut self,
+        slot: Option<usize>,
+        kind: Kind,
+        since: u64,
+        opened: u64,
+        (expected, observed): ((f64, f64), f64),
+        records: u64,
+        score: f64,
+    ) {
+        if self.open.len() >= self.limits.open {
+            self.counters.unopened += 1;
+            return;
+        }
+        let edge = slot.map(|slot| self.edges[slot].key.clone());
+        let (id, peers) = (self.next, 1);
+        self.next += 1;
+        let deviation = Deviation { id, kind, edge, since, opened, expected, observed, records, peers, score };
+        self.open.push(Open { slot, deviation: deviation.clone(), seen: opened });
+        self.say(Event::Opened(deviation));
+    }
+
+    fn close(&mut self, index: usize, at: u64, ending: Ending) {
+        let open = self.open.swap_remove(index);
+        self.say(Event::Closed { deviation: open.deviation, at, ending });
+    }
+
+    fn say(&mut self, event: Event) {
+        if self.events.len() < self.limits.events {
+            self.events.push(event);
+        } else {
+            self.counters.dropped += 1;
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! How many fail: a burst of errors that is more than a restart of the peer.
+//!
+//! Three Bernoulli CUSUMs (Reynolds and Stoumbos, J. Quality Technology 1999): the likelihood ratio of one, five and 25 points
+//! more against the learnt share, which starts from a prior so that an edge without errors is not taken to be perfect. Assumes
+//! that records fail independently of each other; since a restart fails many in a few seconds, what a block may add is capped
+//! so that only half a minute with errors in nearly every block reaches the limit.
+
+use crate::{limits::BUDGET, stats::Cusum};
+
+/// How many points more each chart looks for.
+const MORE: [f32; 3] = [0.01, 0.05, 0.25];
+/// Before anything is known: so many errors in so many records.
+const PRIOR: (f32, f32) = (1.5, 750.0);
+/// Records that are remembered.
+const MEMORY: f32 = 60_000.0;
+/// Five nats less than the budget: such a chart is renewed by errors only, which healthy edges have once in minutes.
+const LIMIT: f32 = BUDGET - 5.0;
+/// What a block may add: six are needed.
+const BLOCK: f32 = LIMIT / 5.5;
+
+/// What is known of the errors of one edge.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Errors {
+    /// Errors and records that were learnt.
+    pub(crate) errors: f32,
+    pub(crate) records: f32,
+    block: (u32, u32),
+    recent: (f32, f32),
+    charts: [Cusum; 3],
+}
+
+impl Errors {
+    #[inline]
+    pub(crate) fn record(&mut self, error: bool) {
+        self.block.0 = self.block.0.saturating_add(u32::from(error));
+        self.block.1 = self.block.1.saturating_add(1);
+    }
+
+    /// The share that is expected to fail.
+    pub(crate) fn expected(&self) -> f32 {
+        ((self.errors + PRIOR.0) / (self.records + PRIOR.1)).min(0.98)
+    }
+
+    /// The share that failed in the last minute or two.
+    pub(crate) fn observed(&self) -> f32 {
+        self.recent.0 / self.recent.1.max(1.0)
+    }
+
+    /// Ends a block and says how near the nearest chart is to its limit, and for how many blocks it has risen.
+    pub(crate) fn end_block(&mut self, test: bool, share: f32) -> (f32, u32) {
+        let (errors, records) = std::mem::take(&mut self.block);
+        let (errors, records) = (errors as f32, records as f32);
+        self.recent = (self.recent.0 * 0.95 + errors, self.recent.1 * 0.95 + records);
+        let mut nearest = (0.0, 0);
+        if test {
+            let usual = self.expected();
+            for (chart, more) in self.charts.iter_mut().zip(MORE) {
+                let bad = (usual + more).min(0.99);
+                let nats = errors * (bad / usual).ln() + (records - errors) * ((1.0 - bad) / (1.0 - usual)).ln();
+                chart.add(nats.min(BLOCK), 1.3 * LIMIT);
+                if chart.sum / LIMIT > nearest.0 {
+                    nearest = (chart.sum / LIMIT, chart.blocks);
+                }
+            }
+        }
+        self.errors += errors * share;
+        self.records += records * share;
+        if self.records > MEMORY {
+            let keep = MEMORY / self.records;
+            (self.errors, self.records) = (self.errors * keep, MEMORY);
+        }
+        nearest
+    }
+
+    /// How near the nearest chart was to its limit.
+    pub(crate) fn nearness(&self) -> f32 {
+        self.charts.iter().map(|chart| chart.sum / LIMIT).fold(0.0, f32::max)
+    }
+
+    /// Whether a deviation may close.
+    pub(crate) fn is_over(&self) -> bool {
+        self.charts.iter().all(|chart| chart.sum <= 0.0)
+    }
+
+    pub(crate) fn relearn(&mut self) {
+        *self = Self::default();
+    }
+
+    pub(crate) fn reset_charts(&mut self) {
+        self.charts = [Cusum::default(); 3];
+        self.block = (0, 0);
+    }
+}

@@ -1,0 +1,159 @@
+//! What goes in: one finished request or connection on an edge.
+//!
+//! Promises: an [`EdgeKey`] that was made from text is never longer than [`NAME_BYTES_MAX`] a name. Leaves to others:
+//! deciding what an error is, and which address class a peer without an identity belongs to.
+
+/// Longest name of a peer or service that is kept; what is longer is cut.
+pub const NAME_BYTES_MAX: usize = 255;
+
+/// Which way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Direction {
+    /// Towards our workload.
+    Inbound,
+    /// Away from it.
+    Outbound,
+}
+
+impl Direction {
+    /// The stable name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Inbound => "inbound",
+            Self::Outbound => "outbound",
+        }
+    }
+}
+
+/// What is spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Protocol {
+    /// HTTP/1 or HTTP/2.
+    Http,
+    /// gRPC.
+    Grpc,
+    /// Opaque TCP.
+    Tcp,
+    /// Datagrams.
+    Udp,
+}
+
+impl Protocol {
+    /// The stable name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Grpc => "grpc",
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
+/// An edge, borrowed: direction, peer (identity or address class), service, port, protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct EdgeRef<'a> {
+    /// Which way.
+    pub direction: Direction,
+    /// The SPIFFE ID of the peer, or the class of its address.
+    pub peer: &'a str,
+    /// The service that is meant, empty if unknown.
+    pub service: &'a str,
+    /// The port of the service.
+    pub port: u16,
+    /// What is spoken.
+    pub protocol: Protocol,
+}
+
+impl EdgeRef<'_> {
+    /// A copy that owns its names.
+    pub fn to_key(&self) -> EdgeKey {
+        EdgeKey {
+            direction: self.direction,
+            peer: cut(self.peer).to_owned(),
+            service: cut(self.service).to_owned(),
+            port: self.port,
+            protocol: self.protocol,
+        }
+    }
+
+    /// The form under which an edge is found: unambiguous, since names are cut to a length that a byte holds.
+    pub(crate) fn write_into(&self, out: &mut Vec<u8>) {
+        let (peer, service) = (cut(self.peer), cut(self.service));
+        out.clear();
+        out.extend_from_slice(&[self.direction as u8, self.protocol as u8]);
+        out.extend_from_slice(&self.port.to_le_bytes());
+        out.push(u8::try_from(peer.len()).unwrap_or(u8::MAX));
+        out.extend_from_slice(peer.as_bytes());
+        out.extend_from_slice(service.as_bytes());
+    }
+}
+
+/// The longest start of `name` that is kept and is whole characters.
+fn cut(name: &str) -> &str {
+    if name.len() <= NAME_BYTES_MAX {
+        return name;
+    }
+    let end = (0..=NAME_BYTES_MAX).rev().find(|end| name.is_char_boundary(*end)).unwrap_or(0);
+    &name[..end]
+}
+
+/// An edge, owned.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EdgeKey {
+    /// Which way.
+    pub direction: Direction,
+    /// The SPIFFE ID of the peer, or the class of its address.
+    pub peer: String,
+    /// The service that is meant, empty if unknown.
+    pub service: String,
+    /// The port of the service.
+    pub port: u16,
+    /// What is spoken.
+    pub protocol: Protocol,
+}
+
+impl EdgeKey {
+    /// The same, borrowed.
+    pub fn as_ref(&self) -> EdgeRef<'_> {
+        EdgeRef {
+            direction: self.direction,
+            peer: &self.peer,
+            service: &self.service,
+            port: self.port,
+            protocol: self.protocol,
+        }
+    }
+}
+
+/// How the connection was protected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Protection {
+    /// Mutual TLS, the peer's identity verified.
+    MutualTls,
+    /// Neither encrypted nor verified by us.
+    Plaintext,
+    /// It does not apply, or is not known.
+    Unknown,
+}
+
+/// One finished request or connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Observation<'a> {
+    /// When it ended, in milliseconds since 1970 UTC.
+    pub at: u64,
+    /// On which edge.
+    pub edge: EdgeRef<'a>,
+    /// Whether it failed: HTTP 5xx, a gRPC status that blames the server, a connection refused or reset.
+    pub error: bool,
+    /// In all, in microseconds; none for connections whose length says nothing.
+    pub duration_us: Option<u64>,
+    /// Until the first byte of the answer, in microseconds.
+    pub first_byte_us: Option<u64>,
+    /// Bytes towards our workload.
+    pub bytes_in: u64,
+    /// Bytes from our workload.
+    pub bytes_out: u64,
+    /// How it was protected.
+    pub protection: Protection,
+}
