@@ -25,7 +25,9 @@ fn ok() -> (&'static str, &'static str) {
     static ASKED: AtomicU64 = AtomicU64::new(0);
     match FAULT.load(Relaxed) {
         SLOW => std::thread::sleep(SLOWNESS),
-        FAILING if ASKED.fetch_add(1, Relaxed).is_multiple_of(10) => return ("500 Internal Server Error", "this one failed\n"),
+        FAILING if ASKED.fetch_add(1, Relaxed).is_multiple_of(10) => {
+            return ("500 Internal Server Error", "this one failed\n");
+        }
         _ => {}
     }
     ("200 OK", "all is well\n")
