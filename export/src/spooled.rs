@@ -2,7 +2,7 @@
 //!
 //! Promises: the queue in front is bounded and its sender never waits; what it drops gets numbers too, and a gap record; a
 //! spool that failed is opened again, at most once a second; each trouble is one log line when it begins and one when it
-//! is over.
+//! is over, and so is each time in which records are lost for want of room.
 
 use std::{
     sync::{
@@ -26,6 +26,8 @@ const DISK_CALM: Duration = Duration::from_secs(60);
 
 const SPOOL_FULL: &str = "spool_full";
 const DISK_LOW: &str = "disk_low";
+/// After this long without a loss, the next one is said again.
+const LOSSES_OVER: Duration = Duration::from_secs(60);
 
 /// The reading end of a spool that a thread writes.
 #[derive(Debug)]
@@ -56,9 +58,10 @@ impl Spooled {
             Sync::Always => TICK,
             Sync::Interval(interval) => interval.min(TICK),
         };
-        let (lost, trouble, full_lost, disk_low) = Default::default();
+        let (lost, trouble, losses, full_lost, disk_low) = Default::default();
         let signals_of = Arc::clone(&signals);
-        let writer = Writer { receiver, spool, interval, signals: signals_of, lost, trouble, full_lost, disk_low };
+        let writer =
+            Writer { receiver, spool, interval, signals: signals_of, lost, trouble, losses, full_lost, disk_low };
         let thread = std::thread::Builder::new().name("spool".to_owned()).spawn(move || writer.run())?;
         Ok(Self { reader: Some(reader), counters, signals, thread })
     }
@@ -89,10 +92,23 @@ struct Writer {
     full_lost: u64,
     /// When there was last too little free disk.
     disk_low: Option<Instant>,
+    losses: Losses,
+}
+
+/// What was said about records that were lost.
+#[derive(Debug, Default)]
+struct Losses {
+    /// Lost for each reason when the time began in which records are lost, and at the last look.
+    before: [u64; Reason::ALL.len()],
+    seen: [u64; Reason::ALL.len()],
+    /// When the last one was seen to be lost.
+    since: Option<Instant>,
 }
 
 impl Writer {
     fn run(mut self) {
+        // At once, so that a process which never lives for long keeps to its limits, too.
+        self.tick();
         let (mut synced, mut ticked) = (Instant::now(), Instant::now());
         loop {
             let deadline = synced + self.interval;
@@ -147,6 +163,31 @@ impl Writer {
         if self.trouble && fine {
             self.trouble = false;
             tracing::info!("the spool takes records again; what was lost meanwhile is in gap records");
+        }
+        self.note_losses();
+    }
+
+    /// Says when records begin to be lost, and how many were when none has been for a while.
+    fn note_losses(&mut self) {
+        let status = self.spool.status();
+        let lost = Reason::ALL.map(|reason| status.lost(reason));
+        let words = |before: &[u64], lost: &[u64]| {
+            let counts = Reason::ALL.iter().zip(before.iter().zip(lost)).filter(|(_, (before, lost))| lost > before);
+            let words = counts.map(|(reason, (before, lost))| format!("{} {}", lost - before, reason.as_str()));
+            words.collect::<Vec<_>>().join(", ")
+        };
+        let at = Instant::now();
+        if lost != self.losses.seen {
+            if self.losses.since.is_none() && !self.trouble {
+                let records = words(&self.losses.seen, &lost);
+                tracing::warn!(records, "records are being lost; gap records say which");
+            }
+            self.losses.since = Some(at);
+            self.losses.seen = lost;
+        } else if self.losses.since.is_some_and(|since| at >= since + LOSSES_OVER) {
+            let records = words(&self.losses.before, &lost);
+            tracing::info!(records, "no record was lost for a minute");
+            (self.losses.since, self.losses.before) = (None, lost);
         }
     }
 

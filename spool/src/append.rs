@@ -305,10 +305,14 @@ impl Spool {
         self.mark_full();
     }
 
+    /// Less than an eighth of the room is left.
+    pub(crate) fn is_full(&self) -> bool {
+        self.shared.status.bytes() + self.config.max_bytes / 8 > self.config.max_bytes
+    }
+
     /// Asks for traffic or for none.
     pub(crate) fn mark_full(&self) {
-        let bytes = self.shared.status.bytes();
-        let full = self.failed || self.disk_low || bytes + self.config.max_bytes / 8 > self.config.max_bytes;
+        let full = self.failed || self.disk_low || self.is_full();
         self.shared.status.full.store(full && self.config.on_full == OnFull::Refuse, Relaxed);
     }
 }

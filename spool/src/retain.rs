@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use crate::{
     Error, Gap, OnFull, Reason, Spool, Storage,
-    append::REPORTS_MAX,
+    append::{Active, REPORTS_MAX},
     segment::{HEADER_BYTES, Kind, Scan, Scanned},
     shared::{Segment, note},
     storage,
@@ -27,8 +27,41 @@ impl Spool {
         let is_old = |oldest: Segment| now.saturating_sub(oldest.until) > age;
         while self.oldest().is_some_and(is_old) && self.drop_oldest(Reason::Age)? {}
         self.watch_disk()?;
+        if self.disk_low || self.is_full() {
+            self.renew(now)?;
+            self.watch_disk()?;
+        }
         self.mark_full();
         self.report(now)
+    }
+
+    /// Lets go of the active segment when all of it is acknowledged: where no traffic is taken for want of room, nothing
+    /// else would ever end it.
+    fn renew(&mut self, now: u64) -> Result<(), Error> {
+        let done = |active: &Active, next: u64| {
+            let written = active.bytes > HEADER_BYTES as u64 && active.bytes == active.segment.bytes;
+            written && active.segment.last < next
+        };
+        let next = self.shared.lock().cursor.next;
+        if !self.active.as_ref().is_some_and(|active| done(active, next)) {
+            return Ok(());
+        }
+        if let Err(error) = self.begin_segment(now) {
+            if self.active.is_some() {
+                return Err(error);
+            }
+            // There is not even room for a header: the stream and the end of the chain go on in memory for a moment.
+            let gone = {
+                let mut state = self.shared.lock();
+                let stored = state.cursor.store(&*self.shared.storage, true);
+                stored.map_err(storage("the cursor cannot be written"))?;
+                state.cursor_unwritten = false;
+                state.segments.pop_back()
+            };
+            gone.map_or(Ok(()), |segment| self.remove(&segment))?;
+            self.begin_segment(now)?;
+        }
+        self.remove_acknowledged()
     }
 
     fn watch_disk(&mut self) -> Result<(), Error> {

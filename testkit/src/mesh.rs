@@ -398,7 +398,7 @@ impl Mesh {
         let directory = self.directory.path();
         let entry = self.pods.get_mut(name).context("the pod was made before")?;
         let (program, rest) = by(self.clock.as_ref(), directory.join(PROXY));
-        let mut command = entry.pod.command(PROXY_UID, program);
+        let mut command = entry.pod.namespace.command_with_mounts(PROXY_UID, program);
         command.args(rest).arg("run").arg("--config").arg(directory.join(format!("{name}.yaml")));
         entry.proxy = Some(Process::spawn(&format!("{name}-proxy"), command, &self.directory)?);
         Ok(())

@@ -2,7 +2,8 @@
 //!
 //! Promises: no namespace has a name on the machine. Each is held by a process that dies with the thread which created it,
 //! so that nothing is left behind even by SIGKILL. Works as root and as the root of a user namespace.
-//! Leaves to others: what runs in a pod. Mounts, processes and files are shared with the caller.
+//! Leaves to others: what runs in a pod. Processes and files are shared with the caller, and so are mounts, but for what a
+//! command mounts that asks for mounts of its own.
 //!
 //! Create a [`Net`] on a thread that lives as long as the network is needed (the kernel's parent-death signal follows the
 //! creating thread, prctl(2) `PR_SET_PDEATHSIG`).
@@ -39,7 +40,7 @@ impl Namespace {
     pub fn new() -> Result<Self> {
         let script = "ip link set lo up && echo ready && exec sleep infinity";
         let mut holder = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "unshare", "--net", "sh", "-c", script])
+            .args(["--pdeathsig", "KILL", "unshare", "--net", "--mount", "sh", "-c", script])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
@@ -65,8 +66,19 @@ impl Namespace {
     /// A command that runs inside the namespace as `uid` and the group of the same number, and dies with its parent
     /// thread. Uid 0 keeps its capabilities. Standard input is empty.
     pub fn command(&self, uid: u32, program: impl AsRef<OsStr>) -> Command {
+        self.enter(&[format!("--net={}", self.path())], uid, program)
+    }
+
+    /// As [`Namespace::command`], but with the mounts of the namespace, which nobody else sees: what is mounted by such a
+    /// command is there for the next one, and gone with the namespace. Runs in the root directory.
+    pub fn command_with_mounts(&self, uid: u32, program: impl AsRef<OsStr>) -> Command {
+        let mounts = format!("--mount=/proc/{}/ns/mnt", self.pid());
+        self.enter(&[format!("--net={}", self.path()), mounts], uid, program)
+    }
+
+    fn enter(&self, namespaces: &[String], uid: u32, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", self.path())).args(["--", "setpriv", "--pdeathsig", "KILL"]);
+        command.args(namespaces).args(["--", "setpriv", "--pdeathsig", "KILL"]);
         if uid != 0 {
             command.args([format!("--reuid={uid}"), format!("--regid={uid}"), "--clear-groups".to_owned()]);
         }

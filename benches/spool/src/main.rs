@@ -1,8 +1,11 @@
-//! `picket-bench-spool DIRECTORY`: what a record costs on its way into the spool, beside redb in the same run.
+//! `picket-bench-spool DIRECTORY [spool]`: what a record costs on its way into the spool, part by part, and beside redb in
+//! the same run; with `spool`, without redb.
 //!
 //! Promises: both write the same batches to the same disk and sync at the same times; they take turns, and a figure is the
 //! median of its rounds. CPU is what the process used (CLOCK_PROCESS_CPUTIME_ID), the kernel's work for its writes and
 //! syncs included. Run it on a quiet disk, in a build with `--release`.
+
+mod nowhere;
 
 use std::{
     path::{Path, PathBuf},
@@ -11,6 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use nowhere::Nowhere;
 use record::{
     Code, ContextAttributes, Decision, DetectedBy, Direction, EstablishedBy, HttpVersion, Protocol, Request, Tls,
     UidSource,
@@ -20,7 +24,9 @@ use spool::{Config, Disk, OnFull, Spool, Sync};
 
 const RECORDS: u64 = 300_000;
 /// What a worker hands over at once.
-const BATCH_BYTES: usize = 64 << 10;
+const BATCH_BYTES: usize = 256 << 10;
+/// As the proxy has it (`limits.recordQueueBytes`).
+const QUEUE_BYTES: usize = 8 << 20;
 const INTERVAL: Duration = Duration::from_millis(100);
 const ROUNDS: usize = 5;
 const TABLE: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("records");
@@ -41,27 +47,36 @@ struct Cost {
 }
 
 fn main() -> Result<()> {
-    let directory = std::env::args().nth(1).context("usage: picket-bench-spool DIRECTORY")?;
+    let directory = std::env::args().nth(1).context("usage: picket-bench-spool DIRECTORY [spool]")?;
+    let beside = std::env::args().nth(2).is_none_or(|only| only != "spool");
     let directory = PathBuf::from(directory).join(format!("picket-bench-spool-{}", std::process::id()));
     std::fs::create_dir(&directory)?;
-    let result = measure(&directory);
+    let result = measure(&directory, beside);
     std::fs::remove_dir_all(&directory)?;
     result
 }
 
-fn measure(directory: &Path) -> Result<()> {
+fn measure(directory: &Path, beside: bool) -> Result<()> {
     let batches = batches();
     let bytes: usize = batches.iter().map(|(_, fields)| fields.len()).sum();
     println!("{RECORDS} records of {} bytes, {} batches, {ROUNDS} rounds", bytes as u64 / RECORDS, batches.len());
     println!("encode, on the request thread: {:.0} ns/record", encode_nanos());
+    parts(&batches)?;
+    let whole =
+        (0..ROUNDS).map(|round| run_whole(&directory.join(format!("whole-{round}")))).collect::<Result<Vec<_>>>()?;
+    show("from the end of a request to the disk", "sync each 100 ms", &whole);
     for (when, name) in [(When::Interval, "sync each 100 ms"), (When::Always, "sync each batch")] {
         let (mut spool, mut redb) = (Vec::new(), Vec::new());
         for round in 0..ROUNDS {
             spool.push(run_spool(&directory.join(format!("spool-{round}")), &batches, when)?);
-            redb.push(run_redb(&directory.join(format!("redb-{round}")), &batches, when)?);
+            if beside {
+                redb.push(run_redb(&directory.join(format!("redb-{round}")), &batches, when)?);
+            }
         }
         show("spool", name, &spool);
-        show("redb", name, &redb);
+        if beside {
+            show("redb", name, &redb);
+        }
     }
     let (nanos, per_second) = run_reader(&directory.join("reader"), &batches)?;
     println!("reader: {nanos:.0} ns/record, {per_second:.0} records/s");
@@ -152,6 +167,54 @@ fn run_redb(file: &Path, batches: &[(u32, Vec<u8>)], when: When) -> Result<Cost>
     ensure!(database.begin_read()?.open_table(TABLE)?.len()? == RECORDS, "not all records are in redb");
     drop(database);
     std::fs::remove_file(file)?;
+    Ok(cost)
+}
+
+/// What the parts of the writer's work cost by themselves.
+fn parts(batches: &[(u32, Vec<u8>)]) -> Result<()> {
+    let digests = cost(|| {
+        let mut digest = [0; 32];
+        for (number, content) in
+            batches.iter().flat_map(|(_, fields)| record::field::contents(fields)).flatten().enumerate()
+        {
+            digest = spool::chain(&digest, number as u64, content);
+        }
+        ensure!(digest != [0; 32], "there was no record");
+        Ok(())
+    })?;
+    println!("chain digest (SHA-256): {:.0} ns/record", digests.cpu_nanos);
+    let (mut spool, _reader, _) = Spool::open(Arc::new(Nowhere), config(When::Interval), now())?;
+    let nowhere =
+        cost(|| Ok(batches.iter().try_for_each(|(records, fields)| spool.append(now(), *records, fields))?))?;
+    println!("the writer without a disk, digest included: {:.0} ns/record", nowhere.cpu_nanos);
+    Ok(())
+}
+
+/// All of the way: a worker's journal, the queue, the spool's thread, the disk.
+fn run_whole(directory: &Path) -> Result<Cost> {
+    let (spool, reader, _) = Spool::open(Arc::new(Disk::open(directory)?), config(When::Interval), now())?;
+    let (sender, receiver) = export::queue(QUEUE_BYTES);
+    let (status, counters) = (Arc::clone(spool.status()), Arc::clone(sender.counters()));
+    let spooled = export::Spooled::spawn(receiver, spool, reader, Sync::Interval(INTERVAL))?;
+    let journal = proxy::journal::Journal::new(vec![sender], Arc::default(), 9);
+    let (context, mut uids) = (context(), UidSource::new(9));
+    let cost = cost(|| {
+        for number in 0..RECORDS {
+            // What no test may do, a load does: it waits while the queue is nearly full, as the disk is its measure.
+            while number % 100 == 0 && counters.queued_bytes() > counters.limit_bytes() / 2 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            journal.append(|out| encode(&context, &mut uids, number, out));
+        }
+        journal.flush();
+        while status.spooled() < RECORDS {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    })?;
+    ensure!(counters.dropped() == 0, "the queue was full");
+    drop((journal, spooled));
+    std::fs::remove_dir_all(directory)?;
     Ok(cost)
 }
 

@@ -167,6 +167,38 @@ fn little_free_disk_costs_the_oldest_or_asks_for_no_traffic() {
 }
 
 #[test]
+fn with_refuse_a_disk_has_room_again_once_all_is_acknowledged_in_one_segment() {
+    [false, true].into_iter().for_each(room_again);
+}
+
+fn room_again(is_full: bool) {
+    let disk = Memory::new();
+    let (mut spool, mut reader, _) =
+        open_with(&disk, Config { on_full: OnFull::Refuse, min_free_bytes: 1000, ..config() });
+    append(&mut spool, SECOND, 0..10).unwrap();
+    spool.sync().unwrap();
+    disk.lock().free = Some(999);
+    spool.tick(SECOND).unwrap();
+    assert!(spool.status().is_full() && disk.segments().len() == 1);
+    read_all(&mut reader, 10_000);
+    let before = disk.segments();
+    if is_full {
+        // Not even the header of another segment fits.
+        let used = disk.content(&before[0]).len() + disk.content("cursor").len();
+        disk.lock().capacity = Some(used + 95);
+    }
+    spool.tick(2 * SECOND).unwrap();
+    assert!(disk.segments().len() == 1 && disk.segments() != before, "the acknowledged segment went");
+    disk.lock().free = None;
+    disk.lock().capacity = None;
+    spool.tick(3 * SECOND).unwrap();
+    assert!(!spool.status().is_full());
+    append(&mut spool, SECOND, 10..20).unwrap();
+    spool.sync().unwrap();
+    assert_eq!(read_all(&mut reader, 10_000).numbers(), (10..20).collect::<Vec<_>>());
+}
+
+#[test]
 fn a_directory_that_vanished_is_noticed_and_made_again() {
     let directory = Directory::new("vanished");
     let (mut spool, mut reader, _) = open(&directory.disk());
