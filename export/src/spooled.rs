@@ -238,3 +238,7 @@ impl Writer {
 fn now() -> u64 {
     UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos() as u64)
 }
+
+#[cfg(test)]
+#[path = "spooled_tests.rs"]
+mod tests;
