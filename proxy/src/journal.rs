@@ -16,6 +16,8 @@ use crate::metrics::WorkerMetrics;
 
 /// Bytes after which a batch leaves at once: each wakes the sinks' threads.
 const BATCH_BYTES: usize = 256 * 1024;
+/// Room for the record that makes a batch full, unless it is a long one.
+const SLACK_BYTES: usize = 4 * 1024;
 /// How long a record waits for others at most.
 pub const BATCH_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -61,9 +63,7 @@ impl Journal {
         if records == 0 {
             return;
         }
-        let mut buffer = self.buffer.borrow_mut();
-        let fields = bytes::Bytes::copy_from_slice(&buffer);
-        buffer.clear();
+        let fields = leave(&mut self.buffer.borrow_mut());
         self.metrics.records_written(u64::from(records));
         for sink in &self.sinks {
             // The queue counts what it drops; there is nothing else to do about it here.
@@ -80,6 +80,20 @@ impl Journal {
     pub fn is_draining(&self) -> bool {
         self.draining.get()
     }
+}
+
+/// Takes the batch out of the buffer. A full one leaves with its memory; a small one is copied, so that what waits in a queue
+/// takes no more memory than its bytes.
+fn leave(buffer: &mut Vec<u8>) -> bytes::Bytes {
+    if buffer.len() < BATCH_BYTES {
+        let batch = bytes::Bytes::copy_from_slice(buffer);
+        buffer.clear();
+        return batch;
+    }
+    let fresh = Vec::with_capacity(BATCH_BYTES + SLACK_BYTES);
+    let full = std::mem::replace(buffer, fresh);
+    // The first one has grown by doubling.
+    if full.capacity() > full.len() + SLACK_BYTES { bytes::Bytes::copy_from_slice(&full) } else { full.into() }
 }
 
 /// Nanoseconds since 1970 UTC, as records have them.

@@ -1,6 +1,8 @@
 //! From the end of a request to its record in the worker's buffer no memory is allocated; a batch that leaves takes what it
 //! is copied into. Counted by the crate `allocation-counter`, which stands in for the allocator in this program.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
 use std::{rc::Rc, time::Duration};
 
 use allocation_counter::measure;

@@ -27,6 +27,8 @@ const RECORDS: u64 = 300_000;
 const BATCH_BYTES: usize = 256 << 10;
 /// As the proxy has it (`limits.recordQueueBytes`).
 const QUEUE_BYTES: usize = 8 << 20;
+/// Beyond this the load waits for the writer: a proxy makes fewer records than one writer takes.
+const WAITING_BYTES_MAX: u64 = 1 << 20;
 const INTERVAL: Duration = Duration::from_millis(100);
 const ROUNDS: usize = 5;
 const TABLE: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("records");
@@ -57,14 +59,17 @@ fn main() -> Result<()> {
 }
 
 fn measure(directory: &Path, beside: bool) -> Result<()> {
+    let before = memory("VmRSS:")?;
+    let whole =
+        (0..ROUNDS).map(|round| run_whole(&directory.join(format!("whole-{round}")))).collect::<Result<Vec<_>>>()?;
+    let more = memory("VmHWM:")?.saturating_sub(before);
     let batches = batches();
     let bytes: usize = batches.iter().map(|(_, fields)| fields.len()).sum();
     println!("{RECORDS} records of {} bytes, {} batches, {ROUNDS} rounds", bytes as u64 / RECORDS, batches.len());
+    show("from the end of a request to the disk", "sync each 100 ms", &whole);
+    println!("memory for that: {more} KiB, of which at most {} KiB are records that wait", WAITING_BYTES_MAX >> 10);
     println!("encode, on the request thread: {:.0} ns/record", encode_nanos());
     parts(&batches)?;
-    let whole =
-        (0..ROUNDS).map(|round| run_whole(&directory.join(format!("whole-{round}")))).collect::<Result<Vec<_>>>()?;
-    show("from the end of a request to the disk", "sync each 100 ms", &whole);
     for (when, name) in [(When::Interval, "sync each 100 ms"), (When::Always, "sync each batch")] {
         let (mut spool, mut redb) = (Vec::new(), Vec::new());
         for round in 0..ROUNDS {
@@ -91,6 +96,13 @@ fn show(what: &str, when: &str, costs: &[Cost]) {
     };
     let (cpu, rate) = (median(|cost| cost.cpu_nanos), median(|cost| cost.per_second));
     println!("{what}, {when}: {cpu:.0} ns CPU/record, {:.0} records/s per core, {rate:.0} records/s wall", 1e9 / cpu);
+}
+
+/// What this process holds, in KiB, by one line of `/proc/self/status`.
+fn memory(line: &str) -> Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let found = status.lines().find_map(|text| text.strip_prefix(line)?.trim().strip_suffix(" kB"));
+    Ok(found.context("/proc/self/status has no such line")?.parse()?)
 }
 
 /// CPU time of this process.
@@ -201,7 +213,7 @@ fn run_whole(directory: &Path) -> Result<Cost> {
     let cost = cost(|| {
         for number in 0..RECORDS {
             // What no test may do, a load does: it waits while the queue is nearly full, as the disk is its measure.
-            while number % 100 == 0 && counters.queued_bytes() > counters.limit_bytes() / 2 {
+            while number % 100 == 0 && counters.queued_bytes() > WAITING_BYTES_MAX {
                 std::thread::sleep(Duration::from_millis(1));
             }
             journal.append(|out| encode(&context, &mut uids, number, out));
