@@ -7,7 +7,10 @@
 //! tried again: the endpoint refuses *us* (no or wrong credentials, no such service), whatever we send. That says nothing
 //! about the records, so they wait, and the endpoint counts as away.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    io::Read,
+    time::{Duration, SystemTime},
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
 use bytes::Bytes;
@@ -18,6 +21,8 @@ use tonic::Code;
 
 /// A collector may ask for a pause of this much.
 pub(super) const PAUSE_MAX: Duration = Duration::from_secs(300);
+/// Bytes of an answer that was compressed, at most.
+const PLAIN_BYTES_MAX: u64 = 1 << 20;
 /// Characters of a collector's message that are repeated to people.
 const MESSAGE_CHARS_MAX: usize = 512;
 
@@ -72,17 +77,29 @@ impl Response {
         };
         let code = Code::from_bytes(code.as_bytes());
         if code == Code::Ok {
-            return match self.body.split_first_chunk::<5>() {
-                // Not compressed: we accept no compression.
-                Some(([0, ..], message)) => taken(ExportLogsServiceResponse::decode(message).ok()),
-                Some(_) | None => taken(None),
+            let message = match self.body.split_first_chunk::<5>() {
+                Some(([0, ..], message)) => Some(message.to_vec()),
+                Some(([1, ..], message)) => self.decompress(message),
+                Some(_) | None => None,
             };
+            return taken(message.and_then(|message| ExportLogsServiceResponse::decode(&*message).ok()));
         }
         let message = from.get("grpc-message").map(|text| percent_decode(text.as_bytes())).unwrap_or_default();
         let details = from.get("grpc-status-details-bin").map(|text| text.as_bytes());
         let details = details.and_then(|text| STANDARD_NO_PAD.decode(text.trim_ascii_end_of(b'=')).ok());
         let retry_info = details.and_then(|details| retry_info(&details));
         of_code(code, &shown(&message), retry_info)
+    }
+
+    /// Go's servers compress their answer as the request was, whatever the client accepts.
+    fn decompress(&self, message: &[u8]) -> Option<Vec<u8>> {
+        let mut plain = Vec::new();
+        let read = match self.headers.get("grpc-encoding")?.as_bytes() {
+            b"gzip" => flate2::read::GzDecoder::new(message).take(PLAIN_BYTES_MAX).read_to_end(&mut plain),
+            b"zstd" => zstd::stream::read::Decoder::new(message).ok()?.take(PLAIN_BYTES_MAX).read_to_end(&mut plain),
+            _ => return None,
+        };
+        read.ok().map(|_| plain)
     }
 
     /// By the rules for OTLP/HTTP.
@@ -344,6 +361,13 @@ mod tests {
             assert_eq!(word(&response(200, &[("grpc-status", "0")], body).of_grpc()), "away", "{body:?}");
         }
         assert_eq!(word(&response(200, &[("grpc-status", "0")], b"\x00\x00\x00\x00\x00").of_grpc()), "taken");
+        let gzip = [("grpc-status", "0"), ("grpc-encoding", "gzip")];
+        let partial = ExportLogsPartialSuccess { rejected_log_records: 2, error_message: "no".to_owned() };
+        let message = ExportLogsServiceResponse { partial_success: Some(partial) }.encode_to_vec();
+        let mut squeezed = flate2::write::GzEncoder::new(b"\x01\x00\x00\x00\x09".to_vec(), flate2::Compression::fast());
+        std::io::Write::write_all(&mut squeezed, &message).unwrap();
+        let answer = response(200, &gzip, &squeezed.finish().unwrap()).of_grpc();
+        assert_eq!(answer, Answer::Taken { refused: 2, message: "no".to_owned() });
         let json = [("content-type", "application/json")];
         let body = br#"{"partialSuccess":{"rejectedLogRecords":"2","errorMessage":"no"}}"#;
         let answer = response(200, &json, body).of_http();
