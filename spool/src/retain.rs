@@ -22,6 +22,11 @@ impl Spool {
         if self.failed {
             return Err(Error::Failed);
         }
+        if self.shared.lock().unreported.iter().any(|gap| gap.reason.is_found_reading()) {
+            // The reader would find it again, until the cursor is past it.
+            self.report(now)?;
+            self.sync()?;
+        }
         self.remove_acknowledged()?;
         let age = u64::try_from(self.config.max_age.as_nanos()).unwrap_or(u64::MAX);
         let is_old = |oldest: Segment| now.saturating_sub(oldest.until) > age;
