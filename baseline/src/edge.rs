@@ -183,6 +183,8 @@ impl Edge {
     pub(crate) fn settle(&mut self, kind: Kind) {
         if matches!(kind, Kind::Latency | Kind::LatencyTail) {
             self.latency.reset_charts();
+        } else if matches!(kind, Kind::RateDown | Kind::Silence) {
+            self.rate.settle();
         }
     }
 

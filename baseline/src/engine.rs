@@ -376,10 +376,12 @@ impl Engine {
         let open = &self.open;
         let is_open = |kind: Kind| open.iter().any(|open| open.slot == Some(slot) && open.deviation.kind == kind);
         let verdicts = self.edges[slot].test(hour, test, &is_open, &common);
+        // As it was before the first of them closed: what explained a verdict of this block still does.
+        let explained = Kind::ALL.map(|kind| self.is_explained(slot, kind));
         for (kind, near, blocks) in verdicts {
             match self.open_at(Some(slot), kind) {
                 Some(index) => self.follow(index, slot, near),
-                None if near >= 1.0 && !self.is_explained(slot, kind) => {
+                None if near >= 1.0 && !explained[kind as usize] => {
                     let since = self.block.saturating_sub(u64::from(blocks) * BLOCK_MS);
                     let edge = &self.edges[slot];
                     let (evidence, records) = (edge.evidence(kind), edge.records_in(blocks));
@@ -392,8 +394,12 @@ impl Engine {
 
     /// Whether another open deviation of the edge says it already.
     fn is_explained(&self, slot: usize, kind: Kind) -> bool {
-        let explanations =
-            [(Kind::LatencyTail, Kind::Latency), (Kind::Latency, Kind::LatencyTail), (Kind::RateDown, Kind::Silence)];
+        let explanations = [
+            (Kind::LatencyTail, Kind::Latency),
+            (Kind::Latency, Kind::LatencyTail),
+            (Kind::RateDown, Kind::Silence),
+            (Kind::Silence, Kind::RateDown),
+        ];
         explanations.iter().any(|(what, by)| *what == kind && self.open_at(Some(slot), *by).is_some())
     }
 

@@ -41,7 +41,7 @@ impl Errors {
         ((self.errors + PRIOR.0) / (self.records + PRIOR.1)).min(0.98)
     }
 
-    /// The share that failed in the last minute or two.
+    /// The share that failed in the last minute.
     pub(crate) fn observed(&self) -> f32 {
         self.recent.0 / self.recent.1.max(1.0)
     }
@@ -50,7 +50,7 @@ impl Errors {
     pub(crate) fn end_block(&mut self, test: bool, share: f32) -> (f32, u32) {
         let (errors, records) = std::mem::take(&mut self.block);
         let (errors, records) = (errors as f32, records as f32);
-        self.recent = (self.recent.0 * 0.95 + errors, self.recent.1 * 0.95 + records);
+        self.recent = (self.recent.0 * 0.9 + errors, self.recent.1 * 0.9 + records);
         let mut nearest = (0.0, 0);
         if test {
             let usual = self.expected();

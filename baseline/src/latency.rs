@@ -32,6 +32,8 @@ const MEMORY_S: f32 = 2400.0;
 const MEMORY_RECORDS: f32 = 300.0;
 /// Charts run from so many records on.
 const ENOUGH: f32 = 100.0;
+/// The tail's chart runs from so many on: fewer say nothing about one in a hundred.
+const TAIL_ENOUGH: f32 = 290.0;
 /// How much the level of an edge wanders from minute to minute, before its own measure has come: log scale.
 const WANDER: f32 = 0.05;
 /// The minutes that this assumption weighs.
@@ -234,7 +236,7 @@ impl Latency {
         for bin in 0..BINS {
             self.scores[bin] = (scores[bin] * 32.0).round().clamp(-127.0, 127.0) as i8;
             let usual = density[bin];
-            let slow = if bin >= TAIL_BINS { density[bin - TAIL_BINS] } else { 0.0 };
+            let slow = if bin >= TAIL_BINS && weight >= TAIL_ENOUGH { density[bin - TAIL_BINS] } else { 0.0 };
             let ratio = (1.0 - TAIL_SHARE) + TAIL_SHARE * slow / usual;
             self.tails[bin] = (ratio.ln() * 16.0).round().clamp(-127.0, 127.0) as i8;
         }

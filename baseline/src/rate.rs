@@ -26,8 +26,8 @@ const SHORT_BLOCKS: u32 = 24;
 const LULL: f32 = 80.0;
 /// Seconds that the expected rate looks back, and the longest for rare requests.
 const MEMORY_S: f32 = 1200.0;
-const MEMORY_MAX_S: f32 = 6.0 * 3600.0;
-/// A rate that is known from so many requests is known to a tenth.
+const MEMORY_MAX_S: f32 = 1800.0;
+/// A rate that is known from so many requests is known to a tenth; rare ones are remembered for longer.
 const REQUESTS: f32 = 100.0;
 /// Silence must be improbable by so many nats, and be tested against somewhat less than what is expected.
 const SILENCE: f32 = BUDGET + 2.0;
@@ -110,7 +110,10 @@ impl Rate {
         let mut verdict = Verdict::default();
         if test && self.mean.weight >= 120.0 && self.mean.value > 0.0 {
             let (low, high) = self.expected();
-            let (low, high) = (low * BLOCK_S * common.min(0.0).exp(), high * BLOCK_S * common.max(0.0).exp());
+            // The rate itself is only known as well as the requests that it stands on allow: two standard errors.
+            let doubt = 1.0 + 2.0 / (self.mean.value * self.mean.weight + 1.0).sqrt();
+            let (low, high) = (low * common.min(0.0).exp() / doubt, high * common.max(0.0).exp() * doubt);
+            let (low, high) = (low * BLOCK_S, high * BLOCK_S);
             let dispersion = self.dispersion.value.max(0.02);
             let variance = |mean: f32| BLOCK_S * (1.0 / mean + 2.0 * dispersion);
             let limit = (variance(high) * BUDGET / (2.0 * (UP - 1.0))).max(BURST.max(self.burst));
@@ -196,6 +199,11 @@ impl Rate {
 
     pub(crate) fn silence_is_over(&self) -> bool {
         self.silence.sum <= 0.0
+    }
+
+    /// After silence or a lull is over: what was left of it does not open the next one.
+    pub(crate) fn settle(&mut self) {
+        (self.down, self.silence) = (Cusum::default(), Cusum::default());
     }
 
     pub(crate) fn relearn(&mut self) {

@@ -2,9 +2,11 @@
 
 use std::io::{self, BufRead, Write};
 
+use anyhow::Result;
 use baseline::Channel;
 
-fn main() -> io::Result<()> {
+/// Answers until stdin ends.
+pub(crate) fn serve() -> Result<()> {
     let mut channel = Channel::default();
     let mut output = io::stdout().lock();
     for line in io::stdin().lock().lines() {

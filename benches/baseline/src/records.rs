@@ -1,15 +1,17 @@
 //! The record protocol of the yardstick: records and ticks on stdin, alerts on stdout.
 //!
-//! `records`: each line is `time,src,dst,protocol,status,latency_us,bytes_in,bytes_out` or `tick,TIME`, after `#workload,NAME`.
+//! Each line is `time,src,dst,protocol,status,latency_us,bytes_in,bytes_out` or `tick,TIME`, after `#workload,NAME`.
 
 use std::io::{self, BufRead, Write};
 
+use anyhow::Result;
 use baseline::{Direction, EdgeRef, Engine, Event, Kind, Limits, Observation, Protection, Protocol};
 
 /// Streams begin at 0; an engine's time is that of a wall clock, here at a midnight.
 const EPOCH_MS: u64 = 1_700_006_400_000;
 
-fn main() -> io::Result<()> {
+/// Answers until stdin ends.
+pub(crate) fn serve() -> Result<()> {
     let mut engine = Engine::new(Limits::default(), EPOCH_MS);
     let mut workload = String::new();
     let (mut input, mut output) = (io::stdin().lock(), io::stdout().lock());
@@ -63,7 +65,7 @@ fn observe(engine: &mut Engine, workload: &str, text: &str) {
     });
 }
 
-fn report(output: &mut impl Write, workload: &str, deviation: &baseline::Deviation) -> io::Result<()> {
+fn report(output: &mut impl Write, workload: &str, deviation: &baseline::Deviation) -> Result<()> {
     let kind = match deviation.kind {
         Kind::Latency | Kind::LatencyTail => "latency",
         Kind::Errors => "errors",
@@ -78,5 +80,5 @@ fn report(output: &mut impl Write, workload: &str, deviation: &baseline::Deviati
         Direction::Inbound => (edge.peer.as_str(), workload),
         Direction::Outbound => (workload, edge.peer.as_str()),
     };
-    writeln!(output, "alert,{src},{dst},{kind},{:.3}", deviation.score)
+    Ok(writeln!(output, "alert,{src},{dst},{kind},{:.3}", deviation.score)?)
 }

@@ -1,0 +1,220 @@
+//! The life of a pod's baseline: what healthy life brings raises nothing; what is not as it was opens once, with evidence, and
+//! closes.
+
+mod traffic;
+
+use baseline::{Direction, Ending, Engine, Event, Kind, Limits, Phase, Protection, State};
+use traffic::{DAY, Doing, MIDNIGHT, MINUTE, USUAL, World, edge, opened};
+
+const LEARNT: u64 = MIDNIGHT + 60 * MINUTE;
+
+fn learnt(seed: u64) -> (World, Engine) {
+    let (mut world, mut engine) = (World::new(seed), Engine::new(Limits::default(), MIDNIGHT));
+    let said = world.run(&mut engine, (MIDNIGHT, LEARNT), &|_, _| USUAL);
+    assert_eq!(said, []);
+    assert!(engine.summaries().all(|summary| summary.phase == Phase::Watching));
+    (world, engine)
+}
+
+/// Lets edge 2 do something else for `minutes`, and gives what was said until it is long over.
+fn fault(seed: u64, minutes: u64, fault: Doing) -> Vec<Event> {
+    let (mut world, mut engine) = learnt(seed);
+    let over = LEARNT + minutes * MINUTE;
+    let doing = |place: usize, at: u64| if place == 2 && at < over { fault } else { USUAL };
+    world.run(&mut engine, (LEARNT, over + 60 * MINUTE), &doing)
+}
+
+/// One deviation of `kind` opens within `seconds`, on the right edge, and closes.
+fn found(events: &[Event], kind: Kind, seconds: u64) -> &baseline::Deviation {
+    let deviations = opened(events);
+    assert_eq!(deviations.iter().map(|deviation| deviation.kind).collect::<Vec<_>>(), [kind]);
+    let deviation = deviations[0];
+    assert_eq!(deviation.edge, Some(edge("orders", false)));
+    assert!(deviation.opened <= LEARNT + seconds * 1000, "after {} s", (deviation.opened - LEARNT) / 1000);
+    assert!(deviation.since <= deviation.opened && deviation.since + 5 * MINUTE >= LEARNT);
+    let closed = events.iter().filter(|event| {
+        matches!(event, Event::Closed { deviation: closed, ending: Ending::Recovered, .. } if closed.id == deviation.id)
+    });
+    assert_eq!(closed.count(), 1);
+    deviation
+}
+
+#[test]
+fn twice_as_slow_is_found_with_its_evidence_and_closes() {
+    for seed in 1..5 {
+        let events = fault(seed, 10, Doing { slower: 2.0, ..USUAL });
+        let deviation = found(&events, Kind::Latency, 60);
+        let (low, high) = deviation.expected;
+        assert!(low < 0.004 && 0.004 < high, "{low} to {high}");
+        assert!((0.0055..0.0105).contains(&deviation.observed), "{}", deviation.observed);
+        assert!(deviation.records > 10);
+    }
+}
+
+#[test]
+fn errors_are_found_and_a_restart_is_not_an_error() {
+    for seed in 1..5 {
+        let deviation = found(&fault(seed, 10, Doing { errors: 0.07, ..USUAL }), Kind::Errors, 90).clone();
+        let (expected, observed) = (deviation.expected.1, deviation.observed);
+        assert!(expected < 0.01 && observed > 2.0 * expected, "{expected} {observed}");
+        let (mut world, mut engine) = learnt(seed);
+        let doing = |place, at| if place == 2 && at < LEARNT + 15_000 { Doing { errors: 0.1, ..USUAL } } else { USUAL };
+        assert_eq!(world.run(&mut engine, (LEARNT, LEARNT + 60 * MINUTE), &doing), []);
+    }
+}
+
+#[test]
+fn rates_and_silence_and_bytes_are_found() {
+    for seed in 1..3 {
+        found(&fault(seed, 15, Doing { rate: 3.5, ..USUAL }), Kind::RateUp, 300);
+        found(&fault(seed, 15, Doing { rate: 0.1, ..USUAL }), Kind::RateDown, 300);
+        found(&fault(seed, 10, Doing { rate: 0.0, ..USUAL }), Kind::Silence, 60);
+        found(&fault(seed, 10, Doing { bytes: 10.0, ..USUAL }), Kind::BytesOut, 60);
+    }
+}
+
+#[test]
+fn plaintext_where_there_was_mutual_tls_opens_at_once() {
+    let plain = Doing { protection: Protection::Plaintext, ..USUAL };
+    found(&fault(1, 1, plain), Kind::Plaintext, 10);
+}
+
+#[test]
+fn new_peers_open_at_once_and_a_scan_is_one_deviation() {
+    let (mut world, mut engine) = learnt(1);
+    for peer in 0..40 {
+        world.edges.push((edge(&format!("scanned-{peer}"), false), 0.1, 1000.0));
+    }
+    let events = world.run(&mut engine, (LEARNT, LEARNT + 5 * MINUTE), &|_, _| USUAL);
+    let deviations = opened(&events);
+    assert_eq!(deviations.len(), 1);
+    assert_eq!(deviations[0].kind, Kind::NewPeer);
+    assert!(deviations[0].edge.as_ref().unwrap().peer.contains("scanned-"));
+    assert_eq!(engine.open_deviations().next().unwrap().peers, 40);
+    world.edges.truncate(5);
+    let later = world.run(&mut engine, (LEARNT + 5 * MINUTE, LEARNT + 60 * MINUTE), &|_, _| USUAL);
+    assert!(matches!(&later[..], [Event::Closed { ending: Ending::Adopted, .. }]));
+}
+
+#[test]
+fn a_peer_that_is_gone_for_a_day_has_vanished_once() {
+    let (mut world, mut engine) = learnt(1);
+    let last = world.edges.pop().unwrap();
+    let quiet = |_, _| Doing { rate: 0.2, ..USUAL };
+    let events = world.run(&mut engine, (LEARNT, LEARNT + DAY + 10 * MINUTE), &quiet);
+    let vanished: Vec<_> = opened(&events).into_iter().filter(|one| one.kind == Kind::VanishedPeer).cloned().collect();
+    assert_eq!(vanished.len(), 1);
+    assert_eq!(vanished[0].edge, Some(last.0));
+}
+
+#[test]
+fn a_restart_an_unchanged_rollout_and_scaling_raise_nothing_and_leave_no_gap() {
+    for seed in 1..4 {
+        let (mut world, engine) = learnt(seed);
+        let mut siblings = engine.state();
+        siblings.merge(&learnt(seed + 100).1.state());
+        let kept = State::decode(&siblings.encode()).unwrap();
+        // Three times as many pods: each has a third; caches are cold for a while.
+        let mut engine = Engine::from_state(Limits::default(), LEARNT, &kept);
+        engine.compare_with(kept.clone());
+        let cold = |_, at| {
+            let age = (at - LEARNT) as f64 / 40_000.0;
+            Doing { rate: 1.0 / 3.0, slower: 1.0 + 1.5 * (-age).exp(), ..USUAL }
+        };
+        let events = world.run(&mut engine, (LEARNT, LEARNT + 60 * MINUTE), &cold);
+        let [Event::RolledOut { differences, .. }] = &events[..] else { panic!("{events:?}") };
+        assert_eq!(differences, &[]);
+        // No gap: ten minutes after its creation it finds what a pod of an hour finds.
+        let mut young = Engine::from_state(Limits::default(), LEARNT, &kept);
+        let start = LEARNT + 10 * MINUTE;
+        let doing = |place, at| if place == 2 && at >= start { Doing { slower: 2.0, ..USUAL } } else { USUAL };
+        let events = world.run(&mut young, (LEARNT, start + 2 * MINUTE), &doing);
+        let deviations = opened(&events);
+        assert_eq!(deviations.iter().map(|one| one.kind).collect::<Vec<_>>(), [Kind::Latency]);
+        assert!(deviations[0].opened < start + 60_000);
+    }
+}
+
+#[test]
+fn a_changed_rollout_is_reported_once() {
+    let (mut world, engine) = learnt(1);
+    let mut new = Engine::new(Limits::default(), LEARNT);
+    new.compare_with(engine.state());
+    world.edges.push((edge("search", false), 2.0, 3000.0));
+    let doing = |place, _| if place == 2 { Doing { slower: 1.6, errors: 0.03, ..USUAL } } else { USUAL };
+    let events = world.run(&mut new, (LEARNT, LEARNT + 120 * MINUTE), &doing);
+    let [Event::RolledOut { differences, .. }] = &events[..] else { panic!("{events:?}") };
+    let of = |name: &str| -> Vec<Kind> {
+        differences.iter().filter(|one| one.edge == edge(name, false)).map(|one| one.kind).collect()
+    };
+    assert!(of("orders").contains(&Kind::Latency) && of("orders").contains(&Kind::Errors));
+    assert_eq!(of("search"), [Kind::NewPeer]);
+    assert_eq!(of("stock"), []);
+}
+
+/// Day and night: full at noon, `least` at midnight, along a cosine.
+fn daily(at: u64, least: f64) -> Doing {
+    let phase = (at % DAY) as f64 / DAY as f64 * std::f64::consts::TAU;
+    Doing { rate: least + (1.0 - least) * (0.5 - 0.5 * phase.cos()), ..USUAL }
+}
+
+#[test]
+fn an_idle_night_raises_nothing_not_even_the_first() {
+    let noon = MIDNIGHT + DAY / 2;
+    let (mut world, mut engine) = (World::new(3), Engine::new(Limits::default(), noon));
+    let events = world.run(&mut engine, (noon, noon + DAY), &|_, at| daily(at, 0.01));
+    assert_eq!(events, []);
+}
+
+#[test]
+fn from_the_second_day_on_the_hour_is_known() {
+    // From 20:00 to 06:00 one edge does nothing, sharply: a surprise once, and not any more.
+    let doing = |place, at: u64| {
+        let hour = at / 3_600_000 % 24;
+        if place == 2 && !(6..20).contains(&hour) { Doing { rate: 0.0, ..USUAL } } else { USUAL }
+    };
+    let noon = MIDNIGHT + DAY / 2;
+    let (mut world, mut engine) = (World::new(4), Engine::new(Limits::default(), noon));
+    let first = world.run(&mut engine, (noon, noon + DAY), &doing);
+    assert!(opened(&first).iter().any(|one| one.kind == Kind::Silence));
+    let second = world.run(&mut engine, (noon + DAY, noon + 2 * DAY), &doing);
+    assert_eq!(opened(&second), Vec::<&baseline::Deviation>::new());
+}
+
+#[test]
+fn what_is_accepted_is_normal_and_what_lasts_too_unless_pinned() {
+    let slow = |place, _| if place == 2 { Doing { slower: 1.8, ..USUAL } } else { USUAL };
+    let (mut world, mut engine) = learnt(1);
+    let events = world.run(&mut engine, (LEARNT, LEARNT + 5 * MINUTE), &slow);
+    let id = opened(&events)[0].id;
+    assert!(engine.accept(id) && !engine.accept(id));
+    let events = world.run(&mut engine, (LEARNT + 5 * MINUTE, LEARNT + 65 * MINUTE), &slow);
+    assert!(matches!(&events[..], [Event::Closed { ending: Ending::Accepted, .. }]), "{events:?}");
+
+    for pinned in [false, true] {
+        let (mut world, mut engine) = learnt(1);
+        assert!(engine.pin(edge("orders", false).as_ref(), pinned));
+        assert!(!engine.pin(edge("nobody", false).as_ref(), pinned));
+        let events = world.run(&mut engine, (LEARNT, LEARNT + 300 * MINUTE), &slow);
+        let adopted = events.iter().any(|event| matches!(event, Event::Closed { ending: Ending::Adopted, .. }));
+        assert_eq!((opened(&events).len(), adopted), (1, !pinned), "{events:?}");
+    }
+}
+
+#[test]
+fn what_slows_everything_is_no_edges_doing() {
+    let (mut world, mut engine) = learnt(2);
+    let doing = |_, at| if at < LEARNT + 90_000 { Doing { slower: 1.4, ..USUAL } } else { USUAL };
+    assert_eq!(world.run(&mut engine, (LEARNT, LEARNT + 30 * MINUTE), &doing), []);
+}
+
+#[test]
+fn an_inbound_and_an_outbound_stranger_are_two_deviations() {
+    let (mut world, mut engine) = learnt(1);
+    world.edges.push((edge("stranger", true), 1.0, 1000.0));
+    world.edges.push((edge("elsewhere", false), 1.0, 1000.0));
+    let events = world.run(&mut engine, (LEARNT, LEARNT + MINUTE), &|_, _| USUAL);
+    let directions = opened(&events).iter().map(|one| one.edge.as_ref().unwrap().direction).collect::<Vec<_>>();
+    assert_eq!(directions.len(), 2);
+    assert!(directions.contains(&Direction::Inbound) && directions.contains(&Direction::Outbound));
+}
