@@ -7,6 +7,7 @@ mod certs;
 mod check;
 mod output;
 mod socket;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -22,7 +23,7 @@ use telemetry::{Exit, chain};
 #[command(name = "picket", version)]
 struct Arguments {
     /// How data is written.
-    #[arg(long, global = true, value_enum, default_value_t = output::Format::Table)]
+    #[arg(short, long, global = true, value_enum, default_value_t = output::Format::Table)]
     output: output::Format,
     #[command(subcommand)]
     command: Command,
@@ -35,6 +36,8 @@ enum Command {
         #[command(subcommand)]
         command: Certs,
     },
+    /// Whether records are what was written, and all there: of spools, and of files of OTLP JSON that collectors wrote.
+    Verify(verify::Options),
     /// Checks whose answer is the exit code.
     Check {
         #[command(subcommand)]
@@ -163,6 +166,7 @@ fn main() -> ExitCode {
         }
     };
     let done = match arguments.command {
+        Command::Verify(options) => verify::run(&options, arguments.output),
         Command::Certs { command } => certs::run(&command, arguments.output),
         Command::Check { command: Check::Certs { fail_within, source } } => {
             check::certs(fail_within, &source, arguments.output)

@@ -209,7 +209,16 @@ impl Reader {
         let records = (first <= last).then_some((first, last));
         if let Some((first, last)) = records {
             let (since, until, records) = (segment.since, segment.until, last + 1 - first);
-            self.shared.lose(Gap { first, last, records, since, until, reason: Reason::Damaged });
+            self.shared.lose(Gap {
+                first,
+                last,
+                records,
+                since,
+                until,
+                reason: Reason::Damaged,
+                before: None,
+                after: None,
+            });
         }
         chunk.damage.push(Damage { segment: segment.name(), offset, bytes, records });
     }
