@@ -14,6 +14,7 @@ use std::{
 
 use evidence::{Completeness, Evidence, Integrity, StreamReport};
 use identity::{Credentials, TrustBundle};
+use proptest::prelude::*;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose as Eku,
     IsCa, KeyPair, KeyUsagePurpose, SanType,
@@ -517,4 +518,28 @@ fn what_is_no_record_of_ours_is_passed_over_and_what_cannot_be_read_is_told() {
     evidence.read_lines("records.json", text.as_bytes()).unwrap();
     assert_eq!((evidence.unreadable_lines(), evidence.remarks().len()), (1, 2), "{:?}", evidence.remarks());
     check(&evidence.judge(None).unwrap()[0], INTACT, COMPLETE);
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_read_there_is_a_verdict(
+        at in any::<prop::sample::Index>(), bytes in prop::collection::vec(any::<u8>(), 0..20), cut in any::<bool>(),
+    ) {
+        static LINES: std::sync::LazyLock<(String, Vec<u8>)> = std::sync::LazyLock::new(|| {
+            let (authority, id, records) = exported();
+            (authority.root, lines(&id, &records).into_bytes())
+        });
+        let (root, whole) = &*LINES;
+        let mut text = whole.clone();
+        let at = at.index(text.len());
+        let end = if cut { (at + bytes.len()).min(text.len()) } else { at };
+        let changed = text[at..end] != bytes;
+        text.splice(at..end, bytes);
+        let mut evidence = evidence(root);
+        evidence.read_lines("records.json", text.as_slice()).unwrap();
+        let unreadable = evidence.unreadable_lines();
+        let good = evidence.judge(None).unwrap().iter().all(StreamReport::is_good);
+        // Some bytes of a line mean nothing (white space, other attributes of the resource); what is good holds all records.
+        prop_assert!(changed || (good && unreadable == 0));
+    }
 }
