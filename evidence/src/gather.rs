@@ -217,6 +217,10 @@ impl Evidence {
     }
 
     fn record(&mut self, id: [u8; 16], sequence: u64, bytes: &[u8]) -> Result<(), Error> {
+        if sequence == 0 || i64::try_from(sequence).is_err() {
+            self.stream(id)?.damaged(sequence, sequence, "no spool gives this number".to_owned());
+            return Ok(());
+        }
         self.records += 1;
         if self.records > RECORDS_MAX {
             return Err(Error::TooMuch(format!("there are more than {RECORDS_MAX} records")));
@@ -255,8 +259,7 @@ impl Evidence {
             return Err(Error::TooMuch(format!("{name} holds no segment of a spool")));
         }
         let mut id = None;
-        for at in 0..segments.len() {
-            let (first, epoch, file) = &segments[at];
+        for (first, epoch, file) in &segments {
             let bytes = read(&directory.join(file), SEGMENT_BYTES_MAX)?;
             let header = Header::decode(&bytes);
             id = header.map(|header| header.stream).or(id);
@@ -279,7 +282,7 @@ impl Evidence {
 
     fn segment(&mut self, id: [u8; 16], file: &str, epoch: u64, first: u64, bytes: &[u8]) -> Result<(), Error> {
         let mut scan = Scan::new(bytes, epoch, first.saturating_sub(1));
-        while let Some(found) = scan.next() {
+        for found in scan.by_ref() {
             match found {
                 Scanned::Entry(entry) if entry.kind == Kind::BatchEnd => {
                     if let Some((_, digest)) = entry.batch_end() {

@@ -37,12 +37,15 @@ pub struct Spooled {
     thread: JoinHandle<()>,
 }
 
+/// Signs for the workload; `None` while it has no certificate that counts.
+pub type Sign = dyn Fn(&[u8]) -> Option<Signed> + Send;
+
 /// How the spool's chain is sealed.
 pub struct Sealing {
     /// How long a record waits for its seal at most, while there is a key.
     pub interval: Duration,
-    /// Signs for the workload; `None` while it has no certificate that counts.
-    pub sign: Box<dyn Fn(&[u8]) -> Option<Signed> + Send>,
+    /// Who signs.
+    pub sign: Box<Sign>,
 }
 
 impl std::fmt::Debug for Sealing {

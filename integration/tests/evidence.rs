@@ -332,7 +332,7 @@ fn with_durations(number: u64, fields: &mut Vec<u8>, uids: &mut UidSource) {
         first_byte: Some(duration(0x9e37_79b9_7f4a_7c15)),
         duration: duration(0xc2b2_ae3d_27d4_eb4f),
         resends: 0,
-        trace: (number % 3 > 0).then_some(([(number as u8) | 1; 16], [7; 8], (number % 2) as u8)),
+        trace: (!number.is_multiple_of(3)).then_some(([(number as u8) | 1; 16], [7; 8], (number % 2) as u8)),
         code: record::Code::Ok,
         detail: None,
         upgraded: None,
