@@ -8,6 +8,7 @@ mod certs;
 mod check;
 mod output;
 mod socket;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -23,7 +24,7 @@ use telemetry::{Exit, chain};
 #[command(name = "picket", version)]
 struct Arguments {
     /// How data is written.
-    #[arg(long, global = true, value_enum, default_value_t = output::Format::Table)]
+    #[arg(short, long, global = true, value_enum, default_value_t = output::Format::Table)]
     output: output::Format,
     #[command(subcommand)]
     command: Command,
@@ -41,6 +42,8 @@ enum Command {
         #[command(subcommand)]
         command: baseline::Command,
     },
+    /// Whether records are what was written, and all there: of spools, and of files of OTLP JSON that collectors wrote.
+    Verify(verify::Options),
     /// Checks whose answer is the exit code.
     Check {
         #[command(subcommand)]
@@ -169,6 +172,7 @@ fn main() -> ExitCode {
         }
     };
     let done = match arguments.command {
+        Command::Verify(options) => verify::run(&options, arguments.output),
         Command::Certs { command } => certs::run(&command, arguments.output),
         Command::Baseline { command } => baseline::run(&command, arguments.output),
         Command::Check { command: Check::Certs { fail_within, source } } => {

@@ -13,4 +13,4 @@ mod spooled;
 
 pub use events::{Alerts, Events};
 pub use queue::{Batch, Counters, Full, Receiver, Sender, queue};
-pub use spooled::Spooled;
+pub use spooled::{Sealing, Sign, Spooled};

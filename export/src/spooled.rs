@@ -2,7 +2,8 @@
 //!
 //! Promises: the queue in front is bounded and its sender never waits; what it drops gets numbers too, and a gap record; a
 //! spool that failed is opened again, at most once a second; each trouble is one log line when it begins and one when it
-//! is over, and so is each time in which records are lost for want of room.
+//! is over, and so is each time in which records are lost for want of room. Checkpoints are made here, at intervals and at the
+//! end, as soon as there is a key to sign them.
 
 use std::{
     sync::{
@@ -14,7 +15,7 @@ use std::{
 };
 
 use record::Severity;
-use spool::{Reader, Reason, Spool, Sync};
+use spool::{Reader, Reason, Signed, Spool, Sync};
 use tokio::sync::Notify;
 
 use crate::{Alerts, Counters, Receiver, queue::Waited};
@@ -39,6 +40,23 @@ pub struct Spooled {
     thread: JoinHandle<()>,
 }
 
+/// Signs for the workload; `None` while it has no certificate that counts.
+pub type Sign = dyn Fn(&[u8]) -> Option<Signed> + Send;
+
+/// How the spool's chain is sealed.
+pub struct Sealing {
+    /// How long a record waits for its seal at most, while there is a key.
+    pub interval: Duration,
+    /// Who signs.
+    pub sign: Box<Sign>,
+}
+
+impl std::fmt::Debug for Sealing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sealing").field("interval", &self.interval).finish_non_exhaustive()
+    }
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Signals {
     /// Something was synced, or the writer has ended.
@@ -53,6 +71,20 @@ impl Spooled {
     /// # Errors
     /// When the system refuses a thread.
     pub fn spawn(receiver: Receiver, spool: Spool, reader: Reader, sync: Sync) -> std::io::Result<Self> {
+        Self::spawn_sealed(receiver, spool, reader, sync, None)
+    }
+
+    /// As [`Self::spawn`], and seals the chain.
+    ///
+    /// # Errors
+    /// When the system refuses a thread.
+    pub fn spawn_sealed(
+        receiver: Receiver,
+        spool: Spool,
+        reader: Reader,
+        sync: Sync,
+        sealing: Option<Sealing>,
+    ) -> std::io::Result<Self> {
         let (counters, signals) = (Arc::clone(receiver.counters()), Arc::<Signals>::default());
         let interval = match sync {
             Sync::Always => TICK,
@@ -60,8 +92,18 @@ impl Spooled {
         };
         let (lost, trouble, full_lost, disk_low, losses) = Default::default();
         let signals_of = Arc::clone(&signals);
-        let writer =
-            Writer { receiver, spool, interval, signals: signals_of, lost, trouble, full_lost, disk_low, losses };
+        let writer = Writer {
+            receiver,
+            spool,
+            interval,
+            sealing,
+            signals: signals_of,
+            lost,
+            trouble,
+            full_lost,
+            disk_low,
+            losses,
+        };
         let thread = std::thread::Builder::new().name("spool".to_owned()).spawn(move || writer.run())?;
         Ok(Self { reader: Some(reader), counters, signals, thread })
     }
@@ -83,6 +125,7 @@ struct Writer {
     receiver: Receiver,
     spool: Spool,
     interval: Duration,
+    sealing: Option<Sealing>,
     signals: Arc<Signals>,
     /// Records that the queue has dropped, as far as they have numbers.
     lost: u64,
@@ -109,7 +152,7 @@ impl Writer {
     fn run(mut self) {
         // At once, so that a process which never lives for long keeps to its limits, too.
         self.tick();
-        let (mut synced, mut ticked) = (Instant::now(), Instant::now());
+        let (mut synced, mut ticked, mut sealed) = (Instant::now(), Instant::now(), Instant::now());
         loop {
             let deadline = synced + self.interval;
             match self.receiver.recv_until(deadline) {
@@ -129,10 +172,15 @@ impl Writer {
             if at >= ticked + TICK {
                 self.tick();
                 ticked = at;
+                // What could not be sealed now is tried again at the next tick.
+                if self.sealing.as_ref().is_some_and(|sealing| at >= sealed + sealing.interval) && self.seal() {
+                    sealed = at;
+                }
             }
         }
         self.count_dropped();
         self.tick();
+        self.seal();
         let done = self.spool.close(now());
         self.note(done);
         self.signals.ended.store(true, Relaxed);
@@ -222,6 +270,36 @@ impl Writer {
                 alerts.resolve(DISK_LOW, "there is enough free disk");
             }
             None => {}
+        }
+    }
+
+    /// Makes a checkpoint, if there is something to seal and a key; false when it is to be tried again soon.
+    fn seal(&mut self) -> bool {
+        let Some(sealing) = &self.sealing else { return true };
+        if self.spool.is_failed() {
+            return false;
+        }
+        let signed = std::cell::Cell::new(true);
+        let sign = |message: &[u8]| {
+            let done = (sealing.sign)(message);
+            signed.set(done.is_some());
+            done
+        };
+        match self.spool.checkpoint(now(), &sign) {
+            Ok(number) => {
+                if let Some(number) = number {
+                    let digest: String = self.spool.tip().digest.iter().map(|byte| format!("{byte:02x}")).collect();
+                    tracing::debug!(number, digest, "the chain of records is sealed");
+                    self.signals.synced.notify_one();
+                }
+                signed.get()
+            }
+            // No room is no trouble of its own: gap records tell of what it costs.
+            Err(spool::Error::Full) => false,
+            Err(error) => {
+                self.note(Err(error));
+                false
+            }
         }
     }
 

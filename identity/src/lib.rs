@@ -14,6 +14,7 @@ mod bundle;
 mod peer;
 mod deny;
 mod store;
+mod seal;
 mod tls;
 #[cfg(test)]
 mod test_pki;
@@ -23,6 +24,7 @@ mod handshake_tests;
 pub use bundle::{BundleError, ROOTS_MAX, TrustBundle};
 pub use deny::{DENIALS_MAX, Denial, DenyList, Leaf, TooManyDenials, sha256};
 pub use peer::{CHAIN_MAX, PeerError, Role, UsageError, Utc, verify_peer};
+pub use seal::{SignatureError, verify_signature};
 pub use spiffe_id::{SpiffeId, SpiffeIdError, TrustDomain};
 pub use store::{Credentials, CredentialsError, Previous, Store, Unusable};
 pub use tls::{

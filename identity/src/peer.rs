@@ -260,6 +260,11 @@ fn check_issuer(issuer: &X509Certificate<'_>) -> Result<(), PeerError> {
     Ok(())
 }
 
+/// As [`read_identity`], of a certificate in DER.
+pub(crate) fn identity_of(leaf: &CertificateDer<'_>) -> Result<SpiffeId, PeerError> {
+    read_identity(&parse(leaf)?)
+}
+
 /// The one SPIFFE ID of a certificate, whoever signed it.
 pub(crate) fn read_identity(leaf: &X509Certificate<'_>) -> Result<SpiffeId, PeerError> {
     let names = leaf.subject_alternative_name().map_err(malformed)?;

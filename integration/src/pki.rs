@@ -350,3 +350,19 @@ fn uri_name(uri: &str) -> SanType {
 fn dns_name(name: &str) -> SanType {
     SanType::DnsName(name.try_into().expect("the names above are ASCII"))
 }
+
+/// Credentials of a workload that a new root vouches for, as picket-ca makes them; and that root, PEM.
+///
+/// # Errors
+/// When a key or a certificate cannot be made.
+pub fn workload(id: &str) -> Result<(String, identity::Credentials)> {
+    let key = KeyPair::generate()?;
+    let params = authority_params("root");
+    let root = params.self_signed(&key)?.pem();
+    let authority = Authority { issuer: Issuer::new(params, key), pem: root.clone() };
+    let mut params = leaf_params();
+    named(&mut params, id);
+    let leaf = issue(&authority, &params)?;
+    let key = rustls_pki_types::PrivateKeyDer::Pkcs8(leaf.key.serialize_der().into());
+    Ok((root, identity::Credentials::from_pem(leaf.pem.as_bytes(), key)?))
+}

@@ -20,6 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::{
     admin,
     baseline::Baseline,
+    clock,
     config::Config,
     credentials::Credentials,
     discover::{self, FileDiscovery},
@@ -131,7 +132,7 @@ pub fn run(config: Config) -> Result<(), Error> {
     }
     let store = identity::Store::new(config.trust_domain.clone());
     let mode = ModeHandle::new(config.access_log.mode);
-    let (mut sinks, otlp) = Sinks::start(&config, &mode)?;
+    let (mut sinks, otlp) = Sinks::start(&config, &mode, &store)?;
     let (signal, drain) = drain::channel();
     let metrics: Vec<_> = (0..config.workers).map(|_| Arc::new(WorkerMetrics::default())).collect();
     let (denied, denials) = tokio::sync::watch::channel(Arc::default());
@@ -205,7 +206,11 @@ enum Source {
 }
 
 impl Sinks {
-    fn start(config: &Config, mode: &ModeHandle) -> Result<(Self, Option<Source>), Error> {
+    fn start(
+        config: &Config,
+        mode: &ModeHandle,
+        store: &Arc<identity::Store>,
+    ) -> Result<(Self, Option<Source>), Error> {
         let mut sinks = Self { senders: Vec::new(), counters: Vec::new(), spool: None, access_log: None };
         let (sender, receiver) = export::queue(config.limits.record_queue_bytes);
         sinks.counters.push(("access_log", Arc::clone(sender.counters())));
@@ -219,7 +224,7 @@ impl Sinks {
             receiver
         });
         let otlp = match (otlp, &config.spool) {
-            (Some(receiver), Some(spool)) => Some(sinks.spool(receiver, spool)?),
+            (Some(receiver), Some(spool)) => Some(sinks.spool(receiver, spool, store)?),
             (otlp, _) => otlp.map(Source::Queue),
         };
         Ok((sinks, otlp))
@@ -241,7 +246,12 @@ impl Sinks {
     }
 
     /// Opens the spool, says what was found in it, and puts it behind the queue.
-    fn spool(&mut self, receiver: export::Receiver, config: &crate::config::Spool) -> Result<Source, Error> {
+    fn spool(
+        &mut self,
+        receiver: export::Receiver,
+        config: &crate::config::Spool,
+        store: &Arc<identity::Store>,
+    ) -> Result<Source, Error> {
         let disk = Arc::new(spool::Disk::open(&config.dir).map_err(Error::Spool)?);
         let (spool, reader, found) =
             spool::Spool::open(disk, config.limits(seed()), unix_nanos()).map_err(Error::Spool)?;
@@ -249,7 +259,7 @@ impl Sinks {
             let (segment, offset, bytes) = (&torn.segment, torn.offset, torn.bytes);
             tracing::warn!(segment, offset, bytes, "the end of the spool was not whole; it was cut off");
         }
-        if let Some(gap) = found.lost {
+        for gap in found.lost.into_iter().chain(found.cut) {
             tracing::error!(
                 first = gap.first,
                 last = gap.last,
@@ -259,9 +269,21 @@ impl Sinks {
         tracing::info!(dir = ?config.dir, segments = found.segments, bytes = found.bytes, "the spool is open");
         self.spool = Some(Arc::clone(spool.status()));
         let stream = spool.stream().iter().map(|byte| format!("{byte:02x}")).collect();
-        let spooled = export::Spooled::spawn(receiver, spool, reader, config.sync).map_err(Error::System)?;
+        let spooled = export::Spooled::spawn_sealed(receiver, spool, reader, config.sync, Some(sealing(config, store)))
+            .map_err(Error::System)?;
         Ok(Source::Spool(spooled, stream))
     }
+}
+
+/// Signs for us, with the certificate of the moment: never with one that has ended.
+fn sealing(config: &crate::config::Spool, store: &Arc<identity::Store>) -> export::Sealing {
+    let store = Arc::clone(store);
+    let sign = move |message: &[u8]| {
+        let credentials = store.usable(clock::unix_time()).ok()?;
+        let chain = credentials.certified_key.cert.iter().map(|der| der.to_vec()).collect();
+        Some(spool::Signed { signature: credentials.sign(message)?, chain })
+    };
+    export::Sealing { interval: config.checkpoint_interval, sign: Box::new(sign) }
 }
 
 fn start_worker(at: usize, parts: Parts, config: &Config) -> Result<JoinHandle<io::Result<()>>, Error> {

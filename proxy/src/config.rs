@@ -351,6 +351,7 @@ mod tests {
             (format!("{export}spool: {{dir: /s, maxBytes: 5KiB}}\n"), "spool.maxBytes"),
             (format!("{export}spool: {{dir: /s, sync: 0ms}}\n"), "spool.sync"),
             (format!("{export}spool: {{dir: /s, onFull: wait}}\n"), "spool.onFull"),
+            (format!("{export}spool: {{dir: /s, checkpointInterval: 10ms}}\n"), "spool.checkpointInterval"),
         ] {
             let text = telemetry::chain(&with(&more).unwrap_err()).to_string();
             assert!(text.contains(path), "{path} is not in {text}");

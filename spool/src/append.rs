@@ -5,7 +5,9 @@ use std::sync::{Arc, atomic::Ordering::Relaxed};
 use record::{UidSource, field};
 
 use crate::{
-    Config, Error, File, Gap, OnFull, Reason, Sync, chain, segment,
+    Config, Error, File, Gap, OnFull, Reason, Sync, chain,
+    checkpoint::Sealed,
+    segment,
     segment::{HEADER_BYTES, Header, Kind},
     shared::{Segment, Shared, Status, note},
     storage,
@@ -51,6 +53,8 @@ pub struct Spool {
     /// Reports written since then: they are written again when the sync fails.
     pub(crate) unsynced_reports: Vec<Gap>,
     pub(crate) failed: bool,
+    /// How far checkpoints seal it.
+    pub(crate) sealed: Sealed,
     pub(crate) disk_low: bool,
     pub(crate) uids: UidSource,
     pub(crate) buffer: Vec<u8>,
@@ -82,7 +86,16 @@ impl Spool {
         if records > 0 {
             let first = self.tip.next;
             self.tip.next += records;
-            let gap = Gap { first, last: first + records - 1, records, since: self.tip.time, until: now, reason };
+            let gap = Gap {
+                first,
+                last: first + records - 1,
+                records,
+                since: self.tip.time,
+                until: now,
+                reason,
+                before: None,
+                after: None,
+            };
             self.shared.lose(gap);
         }
     }
@@ -116,7 +129,7 @@ impl Spool {
     }
 
     /// On a full disk the oldest segments go until there is room, if they may; each try removes one.
-    fn insist(&mut self, now: u64, fields: &[u8]) -> Result<(), (Reason, Error)> {
+    pub(crate) fn insist(&mut self, now: u64, fields: &[u8]) -> Result<(), (Reason, Error)> {
         loop {
             match self.try_append(now, fields) {
                 Err((Reason::DiskLow, error)) => {
@@ -300,7 +313,7 @@ impl Spool {
         }
         if lost > 0 {
             let (since, reason) = (self.synced.time, Reason::SyncFailed);
-            self.shared.lose(Gap { first, last, records: lost, since, until: now, reason });
+            self.shared.lose(Gap { first, last, records: lost, since, until: now, reason, before: None, after: None });
         }
         self.mark_full();
     }

@@ -2,6 +2,8 @@
 
 use record::{Event, EventName, Severity, Uid, Value, field, key, line};
 
+use crate::checkpoint::{hex, unhex};
+
 /// Why records were lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Reason {
@@ -87,23 +89,30 @@ pub struct Gap {
     pub until: u64,
     /// Why.
     pub reason: Reason,
+    /// The chain digest before the first one, where they stood in the chain and it is known.
+    pub before: Option<[u8; 32]>,
+    /// And after the last one.
+    pub after: Option<[u8; 32]>,
 }
 
 impl Gap {
     /// Takes in a gap that goes on where this one ends; false if it does not.
     pub(crate) fn extend(&mut self, next: &Self) -> bool {
-        let goes_on = self.reason == next.reason && self.last + 1 == next.first;
+        // A stretch that stood in the chain and one that never did stay apart.
+        let goes_on =
+            self.reason == next.reason && self.last.checked_add(1) == Some(next.first) && self.after == next.before;
         if goes_on {
             self.last = next.last;
             self.records += next.records;
             self.until = self.until.max(next.until);
+            self.after = next.after;
         }
         goes_on
     }
 
     /// Appends the record that reports this gap, as a finished field without a number.
     pub(crate) fn encode(&self, uid: Uid, time_unix_nanos: u64, out: &mut Vec<u8>) {
-        let attributes = [
+        let mut attributes = vec![
             (key::GAP_FIRST, Value::Int(self.first)),
             (key::GAP_LAST, Value::Int(self.last)),
             (key::GAP_RECORDS, Value::Int(self.records)),
@@ -111,6 +120,9 @@ impl Gap {
             (key::GAP_UNTIL, Value::Int(self.until)),
             (key::GAP_REASON, Value::Text(self.reason.as_str())),
         ];
+        let (before, after) = (self.before.as_ref().map(|d| hex(d)), self.after.as_ref().map(|d| hex(d)));
+        attributes.extend(before.as_deref().map(|text| (key::GAP_DIGEST_BEFORE, Value::Text(text))));
+        attributes.extend(after.as_deref().map(|text| (key::GAP_DIGEST_AFTER, Value::Text(text))));
         Event { uid, name: EventName::Gap, time_unix_nanos, severity: Severity::Warn, attributes: &attributes }
             .encode(out);
     }
@@ -118,10 +130,14 @@ impl Gap {
     /// Reads the record that reports a gap.
     pub fn decode(fields: &[u8]) -> Option<Self> {
         let content = field::contents(fields).next()?.ok()?;
+        if line::time_and_name(content).1 != EventName::Gap.as_str() {
+            return None;
+        }
         let find = |name: &str| line::attributes(content).find(|(key, _)| *key == name).map(|(_, value)| value);
         let int = |name: &str| if let line::Attribute::Int(number) = find(name)? { Some(number as u64) } else { None };
         let line::Attribute::Text(word) = find(key::GAP_REASON)? else { return None };
         let reason = Reason::ALL.into_iter().find(|reason| reason.as_str() == word);
+        let digest = |name: &str| if let line::Attribute::Text(text) = find(name)? { unhex(text) } else { None };
         Some(Self {
             first: int(key::GAP_FIRST)?,
             last: int(key::GAP_LAST)?,
@@ -129,6 +145,8 @@ impl Gap {
             since: int(key::GAP_SINCE)?,
             until: int(key::GAP_UNTIL)?,
             reason: reason?,
+            before: digest(key::GAP_DIGEST_BEFORE),
+            after: digest(key::GAP_DIGEST_AFTER),
         })
     }
 }
@@ -140,10 +158,14 @@ mod tests {
     #[test]
     fn a_gap_is_read_as_it_was_written() {
         for reason in Reason::ALL {
-            let gap = Gap { first: 3, last: 9, records: 5, since: 1, until: u64::MAX >> 1, reason };
-            let mut out = Vec::new();
-            gap.encode(record::UidSource::new(1).next(1), 7, &mut out);
-            assert_eq!(Gap::decode(&out), Some(gap));
+            for (before, after) in [(None, None), (Some([1; 32]), Some([2; 32])), (None, Some([3; 32]))] {
+                let (until, records) = (u64::MAX >> 1, 5);
+                let gap = Gap { first: 3, last: 9, records, since: 1, until, reason, before, after };
+                let mut out = Vec::new();
+                gap.encode(record::UidSource::new(1).next(1), 7, &mut out);
+                assert_eq!(Gap::decode(&out), Some(gap));
+                assert!(out.len() < crate::retain::REPORT_BYTES_MAX as usize - 64, "{} bytes", out.len());
+            }
         }
     }
 }

@@ -16,6 +16,7 @@ mod chain;
 mod storage;
 mod cursor;
 mod gap;
+mod checkpoint;
 mod shared;
 mod append;
 mod retain;
@@ -26,10 +27,11 @@ use std::time::Duration;
 
 pub use append::{Spool, Tip};
 pub use chain::next as chain;
+pub use checkpoint::{CHECKPOINT_FILE, Checkpoint, DISTANCE_MAX, Kept, Seal, Signed};
 pub use gap::{Gap, Reason};
 pub use recover::{Recovery, Torn};
 pub use replay::{Chunk, Damage, Reader, SET_ASIDE};
-pub use segment::{Entry, Header, Kind, Scan, Scanned};
+pub use segment::{Entry, HEADER_BYTES, Header, Kind, Scan, Scanned, parse_name};
 pub use shared::Status;
 pub use storage::{Disk, File, Storage};
 

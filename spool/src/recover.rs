@@ -8,6 +8,7 @@ use crate::{
     Config, Error, Gap, Reader, Reason, Spool, Storage, Tip,
     append::random,
     chain,
+    checkpoint::{Kept, Sealed},
     cursor::Cursor,
     retain::content,
     segment::{self, HEADER_BYTES, Header, Kind, Scan, Scanned},
@@ -37,6 +38,8 @@ pub struct Recovery {
     pub torn: Vec<Torn>,
     /// Records that are known to be lost; a gap is reported.
     pub lost: Option<Gap>,
+    /// Records that the last checkpoint knows and the last segment does not; a gap is reported.
+    pub cut: Option<Gap>,
 }
 
 /// One file of the directory.
@@ -54,14 +57,20 @@ impl Spool {
         let config = Config { max_bytes: config.max_bytes.max(256 << 10), ..config };
         let mut found = list(&*store)?;
         let mut recovery = Recovery::default();
-        let stream = found.iter().find_map(|found| found.header).map_or_else(new_stream, |header| header.stream);
+        let kept = Kept::load(&*store).map_err(storage("the last checkpoint cannot be read"))?;
+        let header = found.iter().find_map(|found| found.header);
+        let stream = header.map(|header| header.stream).or(kept.as_ref().map(|kept| kept.checkpoint.seal.stream));
+        let stream = stream.unwrap_or_else(new_stream);
+        let kept = kept.filter(|kept| kept.checkpoint.seal.stream == stream);
         let tip = recover_end(&*store, &mut found, &mut recovery)?;
         let cursor = Cursor::load(&*store).map_err(storage("the cursor cannot be read"))?;
         let segments: VecDeque<_> = found.into_iter().map(|found| found.segment).collect();
         let oldest = segments.front().map(|segment| segment.first);
         let cursor = cursor.unwrap_or(Cursor { next: oldest.unwrap_or(tip.next), ..Cursor::default() });
         // What was acknowledged was synced; a number that left us is not given again.
-        let tip = Tip { next: tip.next.max(cursor.next), ..tip };
+        let whole = Tip { next: tip.next.max(cursor.next), ..tip };
+        let (tip, cut) = kept.as_ref().map_or((whole, None), |kept| restore(&whole, &tip, kept, now));
+        recovery.cut = cut.filter(|_| !segments.is_empty());
         recovery.segments = segments.len();
         recovery.bytes = segments.iter().map(|segment| segment.bytes).sum();
         recovery.lost = vanished(&*store, &segments, &cursor, &tip, now);
@@ -71,9 +80,7 @@ impl Spool {
         let shared = Arc::new(Shared::new(store, state, config.max_bytes));
         shared.status.bytes.store(recovery.bytes, std::sync::atomic::Ordering::Relaxed);
         shared.status.oldest_unsent.store(oldest_unsent, std::sync::atomic::Ordering::Relaxed);
-        if let Some(gap) = recovery.lost {
-            shared.lose(gap);
-        }
+        recovery.lost.into_iter().chain(recovery.cut).for_each(|gap| shared.lose(gap));
         let spool = Self {
             shared: Arc::clone(&shared),
             config,
@@ -84,6 +91,7 @@ impl Spool {
             unsynced: 0,
             unsynced_reports: Vec::new(),
             failed: false,
+            sealed: sealed(kept.as_ref(), header.as_ref(), &tip),
             disk_low: false,
             uids: UidSource::new(config.uid_seed),
             buffer: Vec::new(),
@@ -119,7 +127,16 @@ impl Spool {
         let taken = self.shared.lock().taken;
         for Segment { first, last, since, until, .. } in gone {
             let first = first.max(taken);
-            self.shared.lose(Gap { first, last, records: last + 1 - first, since, until, reason: Reason::Vanished });
+            self.shared.lose(Gap {
+                first,
+                last,
+                records: last + 1 - first,
+                since,
+                until,
+                reason: Reason::Vanished,
+                before: None,
+                after: None,
+            });
         }
         self.active = None;
         let bytes = self.shared.lock().segments.iter().map(|segment| segment.bytes).sum();
@@ -239,7 +256,8 @@ fn vanished(store: &dyn Storage, segments: &VecDeque<Segment>, cursor: &Cursor, 
     if cursor.next >= end {
         return None;
     }
-    let mut reports: Vec<Gap> = segments.iter().flat_map(|segment| content(store, segment, cursor.next).1).collect();
+    let mut reports: Vec<Gap> =
+        segments.iter().flat_map(|segment| content(store, segment, cursor.next).reports).collect();
     reports.sort_by_key(|gap| gap.first);
     let mut first = cursor.next;
     for gap in reports {
@@ -248,6 +266,41 @@ fn vanished(store: &dyn Storage, segments: &VecDeque<Segment>, cursor: &Cursor, 
         }
     }
     let until = segments.front().map_or(now, |segment| segment.since);
-    let gap = |records| Gap { first, last: end - 1, records, since: cursor.time, until, reason: Reason::Vanished };
+    let header = segments.front().map(|segment| store.read(&segment.name(), 0, HEADER_BYTES));
+    let after = match header {
+        Some(bytes) => bytes.ok().and_then(|bytes| Header::decode(&bytes)).map(|header| header.digest),
+        None => Some(tip.digest),
+    };
+    let (last, since, reason) = (end - 1, cursor.time, Reason::Vanished);
+    let gap = |records| Gap { first, last, records, since, until, reason, before: None, after };
     (first < end).then(|| gap(end - first))
+}
+
+/// No number that a checkpoint seals is given again: the chain goes on behind the checkpoint, and what is not here is a gap.
+fn restore(whole: &Tip, found: &Tip, kept: &Kept, now: u64) -> (Tip, Option<Gap>) {
+    if kept.number < found.next {
+        return (*whole, None);
+    }
+    // Where reports stand between the sealed stretch and its checkpoint, the chain goes on where it is known.
+    let digest = if kept.number == kept.checkpoint.seal.last + 1 { kept.digest() } else { found.digest };
+    let next = whole.next.max(kept.number + 1);
+    let (first, last, reason) = (whole.next, kept.number, Reason::Vanished);
+    let before = (whole.next == found.next).then_some(found.digest);
+    let since = found.time;
+    let gap = Gap { first, last, records: next - first, since, until: now, reason, before, after: Some(digest) };
+    (Tip { next, digest, time: found.time }, (first <= last).then_some(gap))
+}
+
+/// Where the next checkpoint begins: after the last one; where none is known, at the oldest segment.
+fn sealed(kept: Option<&Kept>, oldest: Option<&Header>, tip: &Tip) -> Sealed {
+    let begin = |first, before| Sealed { first, before, number: 0, generation: 0 };
+    match (kept, oldest) {
+        (Some(kept), _) => Sealed {
+            number: kept.number,
+            generation: kept.generation(),
+            ..begin(kept.checkpoint.seal.last + 1, kept.checkpoint.seal.digest)
+        },
+        (None, Some(header)) => begin(header.first, header.digest),
+        (None, None) => begin(tip.next, tip.digest),
+    }
 }

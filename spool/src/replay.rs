@@ -209,7 +209,16 @@ impl Reader {
         let records = (first <= last).then_some((first, last));
         if let Some((first, last)) = records {
             let (since, until, records) = (segment.since, segment.until, last + 1 - first);
-            self.shared.lose(Gap { first, last, records, since, until, reason: Reason::Damaged });
+            self.shared.lose(Gap {
+                first,
+                last,
+                records,
+                since,
+                until,
+                reason: Reason::Damaged,
+                before: None,
+                after: None,
+            });
         }
         chunk.damage.push(Damage { segment: segment.name(), offset, bytes, records });
     }
@@ -253,7 +262,7 @@ impl Reader {
     /// The collector will not take `records` of those with the numbers from `first` to `last`: a gap says so.
     pub fn refuse(&self, (first, last): (u64, u64), records: u64, now: u64, reason: Reason) {
         let since = self.shared.lock().cursor.time;
-        self.shared.lose(Gap { first, last, records, since, until: now, reason });
+        self.shared.lose(Gap { first, last, records, since, until: now, reason, before: None, after: None });
     }
 
     /// Keeps what the collector has refused, in a file of its own beside the segments ([`SET_ASIDE`]); false when there is no

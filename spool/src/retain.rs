@@ -5,13 +5,14 @@ use std::sync::atomic::Ordering::Relaxed;
 use crate::{
     Error, Gap, OnFull, Reason, Spool, Storage,
     append::{Active, REPORTS_MAX},
-    segment::{HEADER_BYTES, Kind, Scan, Scanned},
+    chain,
+    segment::{HEADER_BYTES, Header, Kind, Scan, Scanned},
     shared::{Segment, note},
     storage,
 };
 
 /// Bytes of the entry of a gap record at most.
-const REPORT_BYTES_MAX: u64 = 512;
+pub(crate) const REPORT_BYTES_MAX: u64 = 768;
 
 impl Spool {
     /// What has to be done now and then: removes what was acknowledged or is too old, looks at the free disk, reports gaps.
@@ -157,12 +158,12 @@ impl Spool {
             // until it has.
             let _full = self.begin_segment(self.tip.time);
         }
-        let (segment, taken) = {
+        let (segment, next, taken) = {
             let mut state = self.shared.lock();
             let Some(segment) = state.segments.pop_front() else { return Ok(false) };
-            (segment, state.taken)
+            (segment, state.segments.front().copied(), state.taken)
         };
-        let (records, reports) = content(&*self.shared.storage, &segment, taken);
+        let Content { records, reports, before } = content(&*self.shared.storage, &segment, taken);
         if segment.last >= taken {
             let gap = Gap {
                 first: segment.first.max(taken),
@@ -171,6 +172,11 @@ impl Spool {
                 since: segment.since,
                 until: segment.until,
                 reason,
+                before,
+                after: match next {
+                    Some(next) => header(&*self.shared.storage, &next).map(|header| header.digest),
+                    None => Some(self.tip.digest),
+                },
             };
             // What it reported itself is reported again: nobody has heard of it.
             let mut state = self.shared.lock();
@@ -195,24 +201,51 @@ impl Spool {
     }
 }
 
-/// How many records from number `from` on a segment holds, and the gaps they report.
-pub(crate) fn content(store: &dyn Storage, segment: &Segment, from: u64) -> (u64, Vec<Gap>) {
+/// What a segment holds from some number on.
+pub(crate) struct Content {
+    /// How many records.
+    pub(crate) records: u64,
+    /// The gaps that they report.
+    pub(crate) reports: Vec<Gap>,
+    /// The chain digest before them, where it is known.
+    pub(crate) before: Option<[u8; 32]>,
+}
+
+fn header(store: &dyn Storage, segment: &Segment) -> Option<Header> {
+    Header::decode(&store.read(&segment.name(), 0, HEADER_BYTES).ok()?)
+}
+
+/// What a segment holds from number `from` on.
+pub(crate) fn content(store: &dyn Storage, segment: &Segment, from: u64) -> Content {
     let size = usize::try_from(segment.bytes).unwrap_or(usize::MAX).saturating_sub(HEADER_BYTES);
     let Ok(bytes) = store.read(&segment.name(), HEADER_BYTES as u64, size) else {
-        return ((segment.last + 1).saturating_sub(segment.first.max(from)), Vec::new());
+        let records = (segment.last + 1).saturating_sub(segment.first.max(from));
+        return Content { records, reports: Vec::new(), before: None };
     };
-    let (mut records, mut reports) = (0, Vec::new());
+    let before = header(store, segment).map(|header| header.digest);
+    let mut content = Content { records: 0, reports: Vec::new(), before };
     for found in Scan::new(&bytes, segment.epoch, segment.first.saturating_sub(1)) {
         match found {
-            Scanned::Entry(entry) if entry.kind == Kind::BatchEnd || entry.sequence < from => {}
-            Scanned::Entry(entry) => {
-                records += 1;
-                if entry.kind == Kind::Report {
-                    reports.extend(Gap::decode(entry.payload));
+            Scanned::Entry(entry) if entry.kind == Kind::BatchEnd => {
+                // After damage the chain is taken up here again.
+                if entry.sequence < from && content.before.is_none() {
+                    content.before = entry.batch_end().map(|(_, digest)| digest);
                 }
             }
-            Scanned::Damage { first, last, .. } => records += (last + 1).saturating_sub(first.max(from)),
+            Scanned::Entry(entry) if entry.sequence < from => {
+                content.before = content.before.map(|before| chain::next(&before, entry.sequence, entry.payload));
+            }
+            Scanned::Entry(entry) => {
+                content.records += 1;
+                if entry.kind == Kind::Report {
+                    content.reports.extend(Gap::decode(entry.payload));
+                }
+            }
+            Scanned::Damage { first, last, .. } => {
+                content.records += (last + 1).saturating_sub(first.max(from));
+                content.before = content.before.filter(|_| first >= from);
+            }
         }
     }
-    (records, reports)
+    content
 }

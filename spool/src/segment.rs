@@ -3,7 +3,7 @@
 //! Pure functions over slices. Damaged bytes give damage, never a panic and never a record.
 
 /// Bytes of a header.
-pub(crate) const HEADER_BYTES: usize = 96;
+pub const HEADER_BYTES: usize = 96;
 /// Bytes of an entry before its payload.
 pub(crate) const ENTRY_BYTES: usize = 16;
 /// Bytes of a payload at most.
@@ -81,7 +81,7 @@ pub(crate) fn name(first: u64, epoch: u64) -> String {
 }
 
 /// First number and epoch out of the name of a segment's file.
-pub(crate) fn parse_name(name: &str) -> Option<(u64, u64)> {
+pub fn parse_name(name: &str) -> Option<(u64, u64)> {
     let (first, epoch) = name.strip_suffix(".seg")?.split_once('-')?;
     let number = |text: &str| (text.len() == 16).then(|| u64::from_str_radix(text, 16).ok()).flatten();
     Some((number(first)?, number(epoch)?))

@@ -14,19 +14,20 @@ const LINES_MAX: usize = 600;
 
 /// Who may depend on whom: each crate with those of ours that it may name in `[dependencies]`.
 ///
-/// `proxy, ca, cli → export, api, telemetry, settings → spool, baseline → record, identity`; demo, testkit and integration may use
-/// anything but each other's tests, xtask nothing.
-const ARROWS: [(&str, &[&str]); 11] = [
+/// `proxy, ca, cli → export, evidence, api, telemetry, settings → spool, baseline → record, identity`; demo, testkit and
+/// integration may use anything but each other's tests, xtask nothing.
+const ARROWS: [(&str, &[&str]); 12] = [
     ("record", &[]),
     ("identity", &[]),
     ("spool", &["record"]),
     ("baseline", &["record"]),
+    ("evidence", &["spool", "record", "identity"]),
     ("settings", &["record", "identity"]),
     ("api", &["record", "identity"]),
     ("telemetry", &["record", "identity"]),
     ("export", &["spool", "record", "identity"]),
     ("ca", &["export", "api", "telemetry", "settings", "record", "identity"]),
-    ("cli", &["export", "spool", "baseline", "api", "telemetry", "settings", "record", "identity"]),
+    ("cli", &["evidence", "export", "spool", "baseline", "api", "telemetry", "settings", "record", "identity"]),
     ("proxy", &["export", "spool", "baseline", "api", "telemetry", "settings", "record", "identity"]),
 ];
 

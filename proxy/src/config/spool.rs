@@ -24,6 +24,8 @@ pub struct Spool {
     pub on_full: OnFull,
     /// What must stay free on the file system.
     pub min_free_bytes: u64,
+    /// How long a record waits at most for the checkpoint that seals it.
+    pub checkpoint_interval: Duration,
 }
 
 impl Spool {
@@ -38,7 +40,16 @@ impl Spool {
             let times = Duration::from_millis(10)..=Duration::from_secs(1);
             Duration::from_scalar(scalar).filter(|time| times.contains(time)).map(Sync::Interval)
         });
+        let times = Duration::from_secs(1)..=Duration::from_secs(3600);
+        // Half a minute: what a machine that dies leaves unsealed is little, and so is what checkpoints cost (2 KiB each, and
+        // none without traffic).
+        let checkpoint_interval = section
+            .optional_with("checkpointInterval", "a time from 1s to 1h", |scalar| {
+                Duration::from_scalar(scalar).filter(|time| times.contains(time))
+            })
+            .unwrap_or(Duration::from_secs(30));
         Ok(Self {
+            checkpoint_interval,
             max_bytes: max_bytes.map_or(256 << 20, |bytes| bytes.0),
             max_age: section.default("maxAge", Duration::from_secs(72 * 3600)),
             sync: sync.unwrap_or(Sync::Interval(Duration::from_millis(100))),
@@ -59,6 +70,7 @@ impl Spool {
             },
             "onFull": super::print::word(&ON_FULL, self.on_full),
             "minFreeBytes": self.min_free_bytes,
+            "checkpointInterval": super::print::duration(self.checkpoint_interval),
         })
     }
 

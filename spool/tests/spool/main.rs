@@ -9,6 +9,7 @@ mod power;
 mod faults;
 mod retention;
 mod kill;
+mod checkpoint;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
