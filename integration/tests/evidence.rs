@@ -276,7 +276,11 @@ fn a_hundred_thousand_records_come_back_byte_by_byte_from_what_a_collector_wrote
     }
     drop(sender);
     let shipper = export::otlp::Shipper::new(export::otlp::Config {
-        endpoint: format!("http://127.0.0.1:{port}"),
+        endpoints: vec![format!("http://127.0.0.1:{port}")],
+        protocol: export::otlp::Protocol::Grpc,
+        compression: export::otlp::Compression::Gzip,
+        client: None,
+        away_after: Duration::from_secs(60),
         headers: Vec::new(),
         timeout: Duration::from_secs(10),
         roots: None,
