@@ -135,8 +135,11 @@ pub enum Error {
     /// `https` without roots.
     #[error("endpoint {0:?} needs `roots`, the certificates to trust")]
     NoRoots(String),
-    /// The TLS settings are refused.
-    #[error("the TLS settings are refused")]
+    /// The roots are of no use.
+    #[error("the roots are refused")]
+    Roots(#[source] TlsError),
+    /// The client's certificate is of no use.
+    #[error("the client certificate is refused")]
     Tls(#[source] TlsError),
     /// A header is none.
     #[error("{0:?} is not a header")]

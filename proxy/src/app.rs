@@ -92,9 +92,9 @@ fn export_key(error: &export::otlp::Error) -> &'static str {
     use export::otlp::Error as E;
     match error {
         E::NoEndpoint | E::Endpoint(..) | E::Scheme(_) | E::Path(_) | E::UserInfo => "export.endpoint",
-        E::NoRoots(_) => "export.roots",
+        E::NoRoots(_) | E::Roots(_) => "export.roots",
         E::Header(_) => "export.headers",
-        E::Tls(_) => "export",
+        E::Tls(_) => "export.clientCertificate",
     }
 }
 

@@ -102,7 +102,10 @@ impl Endpoint {
             (true, Some(roots)) => Some(Tls { roots: roots.clone(), client: config.client.clone(), alpn }),
         };
         // What is wrong from the beginning is a mistake, and not a collector that is away.
-        tls.as_ref().map(Tls::config).transpose().map_err(Error::Tls)?;
+        if let Some(tls) = &tls {
+            tls.roots().map_err(Error::Roots)?;
+            tls.config().map_err(Error::Tls)?;
+        }
         let path = match config.protocol {
             Protocol::Grpc if uri.path().trim_end_matches('/').is_empty() => GRPC_PATH,
             Protocol::Grpc => return Err(Error::Path(url.to_owned())),

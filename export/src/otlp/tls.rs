@@ -40,7 +40,7 @@ pub enum Error {
     #[error("{0:?} holds no usable {1}")]
     Content(PathBuf, &'static str),
     /// The key does not fit, or the settings contradict each other.
-    #[error("the client certificate is refused")]
+    #[error("certificate and key do not go together")]
     Certificate(#[source] rustls::Error),
 }
 
@@ -71,18 +71,23 @@ impl Tls {
         hasher.finish()
     }
 
-    /// Reads the files.
-    pub(super) fn config(&self) -> Result<Arc<ClientConfig>, Error> {
+    /// Reads the roots.
+    pub(super) fn roots(&self) -> Result<RootCertStore, Error> {
         let mut roots = RootCertStore::empty();
         let (_, ignored) = roots.add_parsable_certificates(certificates(&self.roots)?);
         if ignored > 0 {
             return Err(Error::Content(self.roots.clone(), "root certificate"));
         }
+        Ok(roots)
+    }
+
+    /// Reads all files.
+    pub(super) fn config(&self) -> Result<Arc<ClientConfig>, Error> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
             .map_err(Error::Certificate)?
-            .with_root_certificates(roots);
+            .with_root_certificates(self.roots()?);
         let mut config = match &self.client {
             None => builder.with_no_client_auth(),
             Some(ClientCertificate::Workload(store)) => {
