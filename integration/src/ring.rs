@@ -6,6 +6,8 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::PathBuf,
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::SeqCst},
@@ -17,7 +19,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use testkit::{
-    Clock, Collector, Endpoint, LINK_IPV4, Mesh, Net, Process, Service, ServicePort, Settings, Workload, run,
+    Clock, Collector, Endpoint, LINK_IPV4, Mesh, Net, Process, Service, ServicePort, Settings, Workload, binaries, run,
 };
 
 use crate::{APP_UID, Wire, apps, wire};
@@ -133,6 +135,33 @@ impl Ring {
         SocketAddr::from((spoken.service(number, PODS[to]).ipv4(), PORT))
     }
 
+    /// `picket certs` with these arguments, at the CA's directory: its exit code, and what it printed.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub fn certs(&self, arguments: &[&str]) -> Result<(Option<i32>, String)> {
+        let mut command = Command::new(binaries()?.join("picket"));
+        command.args(["--output", "json", "certs"]).args(arguments).arg("--dir").arg(self.ca_dir());
+        let output = command.output()?;
+        let text = [output.stdout, output.stderr].concat();
+        Ok((output.status.code(), String::from_utf8(text)?))
+    }
+
+    /// As [`Self::certs`] for a command that must be done: the CA's status after it.
+    ///
+    /// # Errors
+    /// When it is not done.
+    pub fn certs_done(&self, arguments: &[&str]) -> Result<Value> {
+        let (code, text) = self.certs(arguments)?;
+        ensure!(code == Some(0), "{arguments:?}: {code:?} {text}");
+        Ok(serde_json::from_str(&text)?)
+    }
+
+    /// The CA's directory.
+    pub fn ca_dir(&self) -> PathBuf {
+        self.mesh.directory.path().join("ca")
+    }
+
     /// A connection from the pod with this number to the next one.
     ///
     /// # Errors
@@ -182,20 +211,25 @@ impl Ring {
     pub fn handshakes(&self, from: usize, rate: u32, stop: &AtomicBool) -> Result<u64> {
         let (mut pace, mut count) = (Pace::new(rate), 0);
         while !stop.load(SeqCst) {
-            let exchange = || {
-                let mut wire = self.dial(from, Spoken::Tcp)?;
-                let sent = pattern(count * 64, 64);
-                wire.send(&sent)?;
-                ensure!(wire.exactly(64)? == sent, "other bytes came back");
-                wire.end()?;
-                ensure!(wire.rest()?.is_empty(), "more came back than was sent");
-                Ok(())
-            };
-            exchange().with_context(|| format!("connection {count}"))?;
+            self.exchange(from, count).with_context(|| format!("connection {count}"))?;
             count += 1;
             pace.wait();
         }
         Ok(count)
+    }
+
+    /// A short exchange on a connection of its own, and so with a handshake; `number` makes its bytes.
+    ///
+    /// # Errors
+    /// When it does not go well.
+    pub fn exchange(&self, from: usize, number: u64) -> Result<()> {
+        let mut wire = self.dial(from, Spoken::Tcp)?;
+        let sent = pattern(number * 64, 64);
+        wire.send(&sent)?;
+        ensure!(wire.exactly(64)? == sent, "other bytes came back");
+        wire.end()?;
+        ensure!(wire.rest()?.is_empty(), "more came back than was sent");
+        Ok(())
     }
 
     /// One stream whose every byte comes back: how many there were.

@@ -13,7 +13,7 @@ use integration::DEADLINE;
 use integration::ring::{ECHO, HTTP1, HTTP2, PODS, Ring, address};
 use record::key;
 use serde_json::{Value, json};
-use testkit::{LINK_IPV4, Record, binaries, run, until};
+use testkit::{LINK_IPV4, Record, run, until};
 
 const ROTATIONS: usize = 3;
 const RENEWALS: usize = 30;
@@ -40,16 +40,6 @@ struct Test {
 }
 
 impl Test {
-    fn dir(&self) -> PathBuf {
-        self.ring.mesh.directory.path().join("ca")
-    }
-
-    fn picket(&self, arguments: &[&str]) -> Result<Value> {
-        let mut command = Command::new(binaries()?.join("picket"));
-        let output = run(command.args(["--output", "json", "certs"]).args(arguments).arg("--dir").arg(self.dir()))?;
-        Ok(serde_json::from_str(&output)?)
-    }
-
     /// As [`until`], but not longer than the traffic goes well.
     fn until<T>(&self, what: &str, mut state: impl FnMut() -> Result<Option<T>>) -> Result<T> {
         until(what, PATIENCE, || {
@@ -129,14 +119,14 @@ impl Test {
     fn rotate(&self) -> Result<Vec<PathBuf>> {
         let mut old = Vec::new();
         for rotation in 0..ROTATIONS {
-            let before = self.picket(&["status"])?;
+            let before = self.ring.certs_done(&["status"])?;
             let path = format!("old-root-{rotation}.pem");
-            let pem = std::fs::read_to_string(self.dir().join("root.pem"))?;
+            let pem = std::fs::read_to_string(self.ring.ca_dir().join("root.pem"))?;
             old.push(self.ring.mesh.directory.write(&path, &pem)?);
-            self.all_renewed(&self.picket(&["rotate", "--issuer"])?)?;
-            self.picket(&["rotate", "--root"])?;
+            self.all_renewed(&self.ring.certs_done(&["rotate", "--issuer"])?)?;
+            self.ring.certs_done(&["rotate", "--root"])?;
             let after = self.until("the rotation's end", || {
-                let status = self.picket(&["status"])?;
+                let status = self.ring.certs_done(&["status"])?;
                 Ok((status["rotation"].is_null() && status["proxies"]["behind"] == 0).then_some(status))
             })?;
             ensure!(after["lastRotation"]["outcome"] == "rootRotated", "{after}");
@@ -225,12 +215,12 @@ impl Test {
 
     /// Everything in use leads to the newest root and to none before.
     fn only_the_newest_root_is_left(&self, old: &[PathBuf]) {
-        let newest = self.dir().join("root.pem");
+        let newest = self.ring.ca_dir().join("root.pem");
         let pem = std::fs::read_to_string(&newest).unwrap();
         assert_eq!(pem.matches("-----BEGIN CERTIFICATE-----").count(), 1, "{pem}");
         let text = run(Command::new("openssl").args(["x509", "-noout", "-fingerprint", "-sha256", "-in"]).arg(&newest));
         let fingerprint = text.unwrap().trim().rsplit_once('=').unwrap().1.replace(':', "").to_lowercase();
-        assert_eq!(self.picket(&["status"]).unwrap()["roots"][0]["sha256"], *fingerprint);
+        assert_eq!(self.ring.certs_done(&["status"]).unwrap()["roots"][0]["sha256"], *fingerprint);
         let der = run(Command::new("sh")
             .arg("-c")
             .arg(format!("openssl x509 -in {} -outform DER | od -An -v -tx1 | tr -d ' \\n'", newest.display())));

@@ -246,11 +246,18 @@ impl Mesh {
     /// # Errors
     /// When it does not start.
     pub fn restart_ca(&mut self) -> Result<()> {
-        for pod in self.pods.values().filter(|pod| pod.workload.meshed) {
-            self.write_token(&pod.workload)?;
-        }
+        self.renew_tokens()?;
         self.ca = run_ca(&self.net, &self.directory, self.clock.as_ref())?;
         Ok(())
+    }
+
+    /// Gives all proxies new tokens, as Kubernetes does before they end.
+    ///
+    /// # Errors
+    /// When one cannot be made.
+    pub fn renew_tokens(&self) -> Result<()> {
+        let mut meshed = self.pods.values().filter(|pod| pod.workload.meshed);
+        meshed.try_for_each(|pod| self.write_token(&pod.workload).map(drop))
     }
 
     /// Ends a pod's proxy as a crash does, and runs `meanwhile` before it is started again. Its output begins anew; whether
