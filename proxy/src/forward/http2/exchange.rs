@@ -195,7 +195,11 @@ async fn send(
     let (response, mut to_server) = lease.send.send_request(head, ends).map_err(|error| lease.gone(error))?;
     let account = &*account;
     let upward = async { if ends { Ok(()) } else { pump(End::Client, body, &mut to_server, account).await.map(drop) } };
-    both(upward, receive(response, respond, account, &lease)).await
+    both(upward, receive(response, respond, account, &lease)).await.map_err(|cut| match lease.denied() {
+        // Of a body that breaks off, only the connection knows why.
+        Some(denied) if matches!(cut.code, Code::ServerReset | Code::ServerClosed) => denied.into(),
+        Some(_) | None => cut,
+    })
 }
 
 /// Brings the answer to the client.

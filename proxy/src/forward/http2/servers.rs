@@ -84,13 +84,20 @@ impl Lease {
         if !error.is_reset() {
             self.server.ended.set(true);
         }
-        if let Some((id, denial)) = self.server.denied.borrow().clone() {
-            ConnectionError::Denied(id, denial)
+        if let Some(denied) = self.denied() {
+            denied
         } else if self.server.turn.refused_by_peer() {
             ConnectionError::RefusedByPeer
         } else {
             ConnectionError::ServerHttp2(error)
         }
+    }
+}
+
+impl Lease {
+    /// That the server was denied while the request was on its way, if it was.
+    pub fn denied(&self) -> Option<ConnectionError> {
+        self.server.denied.borrow().clone().map(|(id, denial)| ConnectionError::Denied(id, denial))
     }
 }
 
