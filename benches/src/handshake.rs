@@ -7,7 +7,7 @@
 use std::{io::Write as _, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use clap::{Args, Subcommand};
+use clap::Args;
 use identity::{Credentials, SpiffeId, Store, TrustBundle};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -33,13 +33,6 @@ median of the ratios within each round.
 /// Handshakes before the first round: caches, and the first ticket.
 const WARM_UP: usize = 50;
 
-/// Measurements that are not of load through proxies.
-#[derive(Clone, Debug, Subcommand)]
-pub(crate) enum Command {
-    /// CPU of full handshakes with our configurations, against resumed ones.
-    Handshake(Arguments),
-}
-
 /// How much is measured.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Arguments {
@@ -51,18 +44,12 @@ pub(crate) struct Arguments {
     handshakes: usize,
 }
 
-impl Command {
-    /// Measures, and prints what came out.
-    pub(crate) fn run(&self) -> Result<()> {
-        let Self::Handshake(arguments) = self;
-        // Here what is measured is part of what measures.
-        ensure!(
-            !cfg!(debug_assertions),
-            "only a release build is measured: cargo run --release -p benches -- handshake"
-        );
-        let report = report(arguments)?;
-        std::io::stdout().write_all(report.as_bytes()).context("cannot print the result")
-    }
+/// Measures, and prints what came out.
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    // Here what is measured is part of what measures.
+    ensure!(!cfg!(debug_assertions), "only a release build is measured: cargo run --release -p benches -- handshake");
+    let report = report(arguments)?;
+    std::io::stdout().write_all(report.as_bytes()).context("cannot print the result")
 }
 
 /// One kind of handshake.
@@ -202,7 +189,7 @@ fn carry(from: &mut Connection, to: &mut Connection, writing: &mut Duration, rea
 }
 
 /// Adds the CPU time that this thread takes for `work`.
-fn timed<T>(sum: &mut Duration, work: impl FnOnce() -> T) -> T {
+pub(crate) fn timed<T>(sum: &mut Duration, work: impl FnOnce() -> T) -> T {
     let now = || {
         let time = clock_gettime(ClockId::ThreadCPUTime);
         Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
@@ -213,7 +200,7 @@ fn timed<T>(sum: &mut Duration, work: impl FnOnce() -> T) -> T {
     result
 }
 
-fn median(mut figures: Vec<f64>) -> f64 {
+pub(crate) fn median(mut figures: Vec<f64>) -> f64 {
     figures.sort_by(f64::total_cmp);
     figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
 }

@@ -4,15 +4,18 @@
 //! The variants take turns in short rounds, so that a change of the machine's mood meets all of them; figures are medians.
 //! Leaves to the reader: what the figures mean on another machine; the ratios travel better than the figures.
 
+mod authority;
 mod certificates;
 mod envoy;
 mod handshake;
 mod idle;
+mod issuance;
 mod load;
 mod logs;
 mod machine;
 mod measure;
 mod nginx;
+mod reconnect;
 mod report;
 mod sink;
 mod stage;
@@ -21,7 +24,7 @@ mod usage;
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result};
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use testkit::RunDir;
 
 use crate::{
@@ -48,7 +51,7 @@ mostly waiting for a core.
 #[command(name = "picket-bench", args_conflicts_with_subcommands = true)]
 struct Arguments {
     #[command(subcommand)]
-    command: Option<handshake::Command>,
+    command: Option<Command>,
     /// Few and short rounds: to see that it works.
     #[arg(long)]
     quick: bool,
@@ -73,6 +76,27 @@ struct Arguments {
     /// Write the result there as well.
     #[arg(long)]
     output: Option<PathBuf>,
+}
+
+/// Measurements that are not of load through proxies.
+#[derive(Clone, Debug, Subcommand)]
+enum Command {
+    /// CPU of full handshakes with our configurations, against resumed ones.
+    Handshake(handshake::Arguments),
+    /// CPU of the CA for a certificate, against the bare cryptography.
+    Issuance(issuance::Arguments),
+    /// Many proxies come back to the CA at once: how long each waits, and what the CA holds.
+    Reconnect(reconnect::Arguments),
+}
+
+impl Command {
+    fn run(&self) -> Result<()> {
+        match self {
+            Self::Handshake(arguments) => handshake::run(arguments),
+            Self::Issuance(arguments) => issuance::run(arguments),
+            Self::Reconnect(arguments) => reconnect::run(arguments),
+        }
+    }
 }
 
 fn main() -> ExitCode {

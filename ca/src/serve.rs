@@ -315,6 +315,10 @@ impl Accepting {
                     continue;
                 }
             };
+            // An answer is several frames: none of them waits until the one before was acknowledged.
+            if let Err(error) = socket.set_nodelay(true) {
+                tracing::debug!(%source, reason = %error, "the connection is gone already");
+            }
             let connection = Connection::new(source, place, self.places.clone());
             let (service, tls, stopped) = (self.service.clone(), self.tls.clone(), self.stopped.clone());
             connections.spawn(async move {

@@ -127,12 +127,12 @@ fn fresh(ring: &Ring, from: usize, spoken: Spoken) -> String {
 }
 
 fn all_are_served(ring: &Ring) {
-    for from in 0..PODS.len() {
+    for (from, pod) in PODS.into_iter().enumerate() {
         let served = || {
             let http = [Spoken::Http1, Spoken::Http2].map(|spoken| fresh(ring, from, spoken) == "200");
             Ok((http == [true; 2] && ring.exchange(from, 1).is_ok()).then_some(()))
         };
-        until(&format!("service for {}", PODS[from]), DEADLINE, served).unwrap();
+        until(&format!("service for {pod}"), DEADLINE, served).unwrap();
     }
 }
 

@@ -26,10 +26,10 @@ struct Test {
 impl Test {
     /// Every pod reaches the next one over a new connection.
     fn is_served(&self) {
-        for from in 0..PODS.len() {
+        for (from, pod) in PODS.into_iter().enumerate() {
             self.ring.exchange(from, 1).unwrap();
             let url = format!("http://{}/hello.txt", self.ring.next(from, Spoken::Http1));
-            let got = self.ring.run(PODS[from], "curl", &["--silent", "--show-error", "--fail", &url]).unwrap();
+            let got = self.ring.run(pod, "curl", &["--silent", "--show-error", "--fail", &url]).unwrap();
             assert_eq!(got, ring::HELLO);
         }
     }

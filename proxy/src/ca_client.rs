@@ -47,6 +47,7 @@ pub async fn connect(config: &Identity, store: &Arc<Store>) -> Result<Channel, E
 
 async fn dial(config: &Identity, store: &Arc<Store>) -> Result<TlsStream<TcpStream>, Error> {
     let socket = TcpStream::connect(&config.ca_address).await.map_err(Error::Connect)?;
+    socket.set_nodelay(true).map_err(Error::Connect)?;
     // The identity is checked by our own verifier; the address is only what TLS wants to be given.
     let name = ServerName::from(socket.peer_addr().map_err(Error::Connect)?.ip());
     let tls = TlsConnector::from(Arc::new(identity::client_config(store, &config.ca_identity, b"h2")));
