@@ -46,7 +46,7 @@ impl Live {
     }
 
     /// Waits until all of it has been closed.
-    fn is_closed(mut self, what: &str) {
+    fn ends(mut self, what: &str) {
         for download in &mut self.downloads {
             let status = download.wait(CLOSED_WITHIN).unwrap();
             assert!(!status.success(), "{what}: the download did not end early: {status}");
@@ -147,7 +147,7 @@ fn is_denied_and_let_in_again(ring: &Ring, option: &str, value: &str, untouched:
     ring.certs_done(&["deny", option, value, "--reason", "it was stolen"]).unwrap();
     let began = Instant::now();
     for (from, live) in lives {
-        live.is_closed(&format!("{option}, from {}", PODS[from]));
+        live.ends(&format!("{option}, from {}", PODS[from]));
     }
     let took = began.elapsed();
     assert!(took < CLOSED_WITHIN, "{option}: closed after {took:?}");
