@@ -276,15 +276,8 @@ fn a_hundred_thousand_records_come_back_byte_by_byte_from_what_a_collector_wrote
     }
     drop(sender);
     let shipper = export::otlp::Shipper::new(export::otlp::Config {
-        endpoints: vec![format!("http://127.0.0.1:{port}")],
-        protocol: export::otlp::Protocol::Grpc,
-        compression: export::otlp::Compression::Gzip,
-        client: None,
-        away_after: Duration::from_secs(60),
-        headers: Vec::new(),
-        timeout: Duration::from_secs(10),
-        roots: None,
         resource: vec![(key::STREAM.to_owned(), stream)],
+        ..export::otlp::Config::to(format!("http://127.0.0.1:{port}"))
     })
     .unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
