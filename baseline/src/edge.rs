@@ -225,7 +225,7 @@ impl Edge {
 
 /// How much of a block is learnt, by how near its tests are to their limits.
 fn share(near: f32) -> f32 {
-    if near > 0.5 { 0.1 } else { 1.0 }
+    if near > 0.35 { 0.1 } else { 1.0 }
 }
 
 /// What most edges have in common, as logarithms of factors.
