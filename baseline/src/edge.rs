@@ -8,13 +8,14 @@ use crate::{
     errors::Errors,
     latency::Latency,
     limits::{BLOCK_MS, Limits},
+    observation::read_key,
     rate::Rate,
     sketch::quarter,
     volume::Volume,
 };
 
 /// Size of an edge without its names.
-pub(crate) const EDGE_BYTES_MAX: usize = 960;
+pub(crate) const EDGE_BYTES_MAX: usize = 912;
 /// Bins for the time to the first byte: octaves from 1 µs on.
 pub(crate) const FIRST_BYTE_BINS: usize = 32;
 /// So many times mutual TLS was seen before plaintext is remarkable.
@@ -23,7 +24,8 @@ const TLS_ENOUGH: u16 = 20;
 /// One edge.
 #[derive(Debug)]
 pub(crate) struct Edge {
-    pub(crate) key: EdgeKey,
+    /// Its names, in the form under which it is found.
+    names: Box<[u8]>,
     /// When it was first seen, and last.
     pub(crate) born: u64,
     pub(crate) last: u64,
@@ -51,9 +53,9 @@ const _: () = assert!(size_of::<Edge>() <= EDGE_BYTES_MAX);
 pub(crate) type Verdicts = [(Kind, f32, u32); 9];
 
 impl Edge {
-    pub(crate) fn new(key: EdgeKey, at: u64) -> Self {
+    pub(crate) fn new(names: &[u8], at: u64) -> Self {
         Self {
-            key,
+            names: names.into(),
             born: at,
             last: at,
             latency: Latency::default(),
@@ -68,6 +70,11 @@ impl Edge {
             mutual_tls: 0,
             plaintext: 0,
         }
+    }
+
+    /// Its names.
+    pub(crate) fn key(&self) -> EdgeKey {
+        read_key(&self.names)
     }
 
     #[inline]
@@ -218,7 +225,7 @@ impl Edge {
 
 /// How much of a block is learnt, by how near its tests are to their limits.
 fn share(near: f32) -> f32 {
-    if near > 0.5 { 0.1 } else { 1.0 }
+    if near > 0.35 { 0.1 } else { 1.0 }
 }
 
 /// What most edges have in common, as logarithms of factors.

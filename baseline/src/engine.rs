@@ -8,7 +8,7 @@
 
 use std::{
     collections::HashMap,
-    hash::{BuildHasher, RandomState},
+    hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState},
 };
 
 use crate::{
@@ -50,6 +50,26 @@ struct Open {
     seen: u64,
 }
 
+/// For keys that are hashes already.
+#[derive(Debug, Default)]
+struct Hashed(u64);
+
+impl Hasher for Hashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+}
+
 /// What is normal for one pod, and what is not.
 #[derive(Debug)]
 pub struct Engine {
@@ -59,7 +79,7 @@ pub struct Engine {
     block: u64,
     blocks: u64,
     hasher: RandomState,
-    slots: HashMap<u64, u32>,
+    slots: HashMap<u64, u32, BuildHasherDefault<Hashed>>,
     pub(crate) edges: Vec<Edge>,
     key: Vec<u8>,
     latencies: Shifts,
@@ -114,7 +134,7 @@ impl Engine {
             block: created - created % BLOCK_MS,
             blocks: 0,
             hasher: RandomState::new(),
-            slots: HashMap::new(),
+            slots: HashMap::default(),
             edges: Vec::new(),
             key: Vec::new(),
             latencies: Shifts::default(),
@@ -236,7 +256,7 @@ impl Engine {
         let (low, high) = edge.rate.expected();
         let watching = self.is_watching(slot);
         Summary {
-            edge: edge.key.clone(),
+            edge: edge.key(),
             phase: if watching { Phase::Watching } else { Phase::Learning },
             pinned: edge.pinned,
             last: edge.last,
@@ -289,7 +309,7 @@ impl Engine {
     /// Room for an edge, at the bound that of another one.
     fn insert(&mut self, edge: EdgeRef<'_>, at: u64) -> usize {
         let hash = self.hash(edge);
-        let new = Edge::new(edge.to_key(), at);
+        let new = Edge::new(&self.key, at);
         if self.edges.len() < self.limits.edges.max(1) {
             self.edges.push(new);
             self.slots.insert(hash, (self.edges.len() - 1) as u32);
@@ -307,7 +327,7 @@ impl Engine {
 
     /// Takes an edge out of the index, and closes what is open on it.
     fn forget(&mut self, slot: usize) {
-        let key = self.edges[slot].key.clone();
+        let key = self.edges[slot].key();
         let hash = self.hash(key.as_ref());
         self.slots.remove(&hash);
         while let Some(index) = self.open.iter().position(|open| open.slot == Some(slot)) {
@@ -485,7 +505,7 @@ impl Engine {
             self.counters.unopened += 1;
             return;
         }
-        let edge = slot.map(|slot| self.edges[slot].key.clone());
+        let edge = slot.map(|slot| self.edges[slot].key());
         let (id, peers) = (self.next, 1);
         self.next += 1;
         let deviation = Deviation { id, kind, edge, since, opened, expected, observed, records, peers, score };

@@ -68,13 +68,9 @@ pub struct EdgeRef<'a> {
 impl EdgeRef<'_> {
     /// A copy that owns its names.
     pub fn to_key(&self) -> EdgeKey {
-        EdgeKey {
-            direction: self.direction,
-            peer: cut(self.peer).to_owned(),
-            service: cut(self.service).to_owned(),
-            port: self.port,
-            protocol: self.protocol,
-        }
+        let mut bytes = Vec::new();
+        self.write_into(&mut bytes);
+        read_key(&bytes)
     }
 
     /// The form under which an edge is found: unambiguous, since names are cut to a length that a byte holds.
@@ -86,6 +82,20 @@ impl EdgeRef<'_> {
         out.push(u8::try_from(peer.len()).unwrap_or(u8::MAX));
         out.extend_from_slice(peer.as_bytes());
         out.extend_from_slice(service.as_bytes());
+    }
+}
+
+/// The reverse of [`EdgeRef::write_into`], of bytes that it wrote.
+pub(crate) fn read_key(bytes: &[u8]) -> EdgeKey {
+    let direction = if bytes[0] == 0 { Direction::Inbound } else { Direction::Outbound };
+    let protocols = [Protocol::Http, Protocol::Grpc, Protocol::Tcp, Protocol::Udp];
+    let (peer, service) = bytes[5..].split_at(usize::from(bytes[4]));
+    EdgeKey {
+        direction,
+        peer: String::from_utf8_lossy(peer).into_owned(),
+        service: String::from_utf8_lossy(service).into_owned(),
+        port: u16::from_le_bytes([bytes[2], bytes[3]]),
+        protocol: protocols[usize::from(bytes[1]) % 4],
     }
 }
 

@@ -49,7 +49,7 @@ impl State {
     pub(crate) fn of(engine: &Engine) -> Self {
         let mut edges = BTreeMap::new();
         for (edge, watching) in engine.learnt() {
-            edges.insert(edge.key.clone(), EdgeState::of(edge, watching));
+            edges.insert(edge.key(), EdgeState::of(edge, watching));
         }
         Self { edges, gauges: engine.gauges.clone() }
     }

@@ -119,6 +119,28 @@ proptest! {
         prop_assert!(State::decode(&bytes[..cut]).is_err());
     }
 
+    /// Whoever can write a file can make its checksum right.
+    #[test]
+    fn damage_with_a_right_checksum_is_refused_or_harmless(
+        seed in any::<u64>(),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..20),
+    ) {
+        let mut bytes = state(seed).encode();
+        let length = bytes.len() - 10;
+        for (index, byte) in changes {
+            bytes[10 + index.index(length)] = byte;
+        }
+        let checksum = crc32c::crc32c(&bytes[10..]).to_le_bytes();
+        bytes[6..10].copy_from_slice(&checksum);
+        if let Ok(mut read) = State::decode(&bytes) {
+            prop_assert_eq!(State::decode(&read.encode()).map(|again| again.encode()), Ok(read.encode()));
+            let mut engine = Engine::from_state(Limits::default(), MIDNIGHT, &read);
+            World::new(seed).run(&mut engine, (MIDNIGHT, MIDNIGHT + 4 * MINUTE), &|_, _| USUAL);
+            read.merge(&engine.state());
+            prop_assert!(read.edges() >= engine.state().edges());
+        }
+    }
+
     #[test]
     fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         prop_assert!(State::decode(&bytes).is_err());

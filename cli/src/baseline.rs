@@ -96,6 +96,8 @@ pub(crate) enum Command {
         #[arg(long)]
         to: PathBuf,
     },
+    /// What the engine would have said of stored records: spools, and files of OTLP JSON.
+    Replay(crate::replay::Options),
 }
 
 /// Runs one command; `No` when the proxy refuses it, or baselines differ.
@@ -114,6 +116,7 @@ pub(crate) fn run(command: &Command, format: Format) -> Result<Exit> {
         }
         Command::Diff { before, after } => diff(before, after, format),
         Command::Merge { siblings, to } => merge(siblings, to),
+        Command::Replay(options) => crate::replay::run(options, format),
     }
 }
 
@@ -185,17 +188,17 @@ fn deviations(status: &Status) -> String {
     table(&rows)
 }
 
-fn edge(name: &EdgeName) -> String {
+pub(crate) fn edge(name: &EdgeName) -> String {
     let service = if name.service.is_empty() { String::new() } else { format!(" {}", name.service) };
     format!("{} {}{service}:{} {}", name.direction, name.peer, name.port, name.protocol)
 }
 
-fn range(range: Range) -> String {
+pub(crate) fn range(range: Range) -> String {
     format!("{}..{}", number(range.min), number(range.max))
 }
 
 /// Three digits that count.
-fn number(value: f64) -> String {
+pub(crate) fn number(value: f64) -> String {
     match value.abs() {
         size if size == 0.0 || size >= 100.0 => format!("{value:.0}"),
         size if size >= 1.0 => format!("{value:.2}"),
@@ -207,7 +210,7 @@ fn seconds(value: f64) -> String {
     if value < 1.0 { format!("{:.1}ms", value * 1e3) } else { format!("{value:.2}s") }
 }
 
-fn read(file: &Path) -> Result<State> {
+pub(crate) fn read(file: &Path) -> Result<State> {
     let bytes = fs::read(file).with_context(|| format!("{} cannot be read", file.display()))?;
     State::decode(&bytes).with_context(|| format!("{} is no baseline", file.display()))
 }

@@ -4,6 +4,7 @@
 //! stderr. Exit codes: 0 done, or the answer is yes; 1 the answer is no; 2 it failed; 64 wrong usage.
 
 mod baseline;
+mod replay;
 mod certs;
 mod check;
 mod output;
@@ -158,7 +159,7 @@ enum Check {
     },
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     Duration::from_scalar(Scalar::Variable(text)).ok_or_else(|| format!("expected {}", Duration::expected()))
 }
 

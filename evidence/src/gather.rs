@@ -71,7 +71,8 @@ impl Stream {
 /// All that was read.
 #[derive(Debug)]
 pub struct Evidence {
-    bundle: TrustBundle,
+    /// None where nothing is to be proven.
+    bundle: Option<TrustBundle>,
     streams: BTreeMap<[u8; 16], Stream>,
     spill: Spill,
     records: u64,
@@ -85,6 +86,18 @@ impl Evidence {
     /// # Errors
     /// When the temporary directory cannot be used.
     pub fn new(bundle: TrustBundle) -> Result<Self, Error> {
+        Self::empty(Some(bundle))
+    }
+
+    /// For who only wants the records ([`Self::replay`]): no signature counts.
+    ///
+    /// # Errors
+    /// When the temporary directory cannot be used.
+    pub fn unproven() -> Result<Self, Error> {
+        Self::empty(None)
+    }
+
+    fn empty(bundle: Option<TrustBundle>) -> Result<Self, Error> {
         let spill = Spill::new().map_err(Error::Spill)?;
         Ok(Self { bundle, streams: BTreeMap::new(), spill, records: 0, remarks: Vec::new(), unreadable: 0 })
     }
@@ -168,6 +181,24 @@ impl Evidence {
         streams.into_iter().map(|(id, stream)| walk::judge(id, stream, &spill, expected)).collect()
     }
 
+    /// Hands out the records of each stream in the order of their numbers, each once, as the content of its field.
+    ///
+    /// # Errors
+    /// When what waits in the temporary directory cannot be read again.
+    pub fn replay(mut self, mut take: impl FnMut(&[u8; 16], &[u8])) -> Result<(), Error> {
+        self.spill.flush().map_err(Error::Spill)?;
+        let mut bytes = Vec::new();
+        for (id, stream) in &mut self.streams {
+            stream.records.sort_by_key(|record| record.sequence);
+            stream.records.dedup_by_key(|record| record.sequence);
+            for record in &stream.records {
+                self.spill.read(record.at, record.length, &mut bytes).map_err(Error::Spill)?;
+                field::contents(&bytes).flatten().for_each(|content| take(id, content));
+            }
+        }
+        Ok(())
+    }
+
     fn remark(&mut self, remark: String) {
         if self.remarks.len() < REMARKS_MAX {
             self.remarks.push(remark);
@@ -185,8 +216,11 @@ impl Evidence {
         let Checkpoint { seal, signed } = checkpoint;
         let chain: Vec<_> = signed.chain.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
         let now = UnixTime::since_unix_epoch(Duration::from_nanos(seal.time));
-        let verified = identity::verify_signature(&chain, &self.bundle, &seal.message(), &signed.signature, now);
-        let identity = verified.map_err(|error| chain_of(&error));
+        let verify = |bundle| identity::verify_signature(&chain, bundle, &seal.message(), &signed.signature, now);
+        let identity = match &self.bundle {
+            Some(bundle) => verify(bundle).map_err(|error| chain_of(&error)),
+            None => Err("there is no trust bundle".to_owned()),
+        };
         Seen { seal: Some(*seal), identity }
     }
 

@@ -36,15 +36,14 @@ pub(crate) fn measure() -> Result<()> {
     Ok(())
 }
 
-fn edges(count: usize) -> Vec<EdgeKey> {
-    let edge = |number| EdgeKey {
+fn edge(number: usize) -> EdgeKey {
+    EdgeKey {
         direction: Direction::Outbound,
         peer: format!("spiffe://td/ns/shop/sa/peer-{number}"),
         service: format!("peer-{number}"),
         port: 8080,
         protocol: Protocol::Http,
-    };
-    (0..count).map(edge).collect()
+    }
 }
 
 fn observation(edge: &EdgeKey, number: u64) -> Observation<'_> {
@@ -64,15 +63,14 @@ fn observation(edge: &EdgeKey, number: u64) -> Observation<'_> {
 
 fn wide(count: usize) -> Engine {
     let mut engine = Engine::new(Limits { edges: count, ..Limits::default() }, START);
-    let edges = edges(count);
     for number in 0..count as u64 * RECORDS_PER_EDGE {
-        engine.observe(&observation(&edges[number as usize % count], number));
+        engine.observe(&observation(&edge(number as usize % count), number));
     }
     engine
 }
 
 fn per_record() -> f64 {
-    let edges = edges(20);
+    let edges: Vec<EdgeKey> = (0..20).map(edge).collect();
     let records: Vec<Observation<'_>> =
         (0..RECORDS).map(|number| observation(&edges[number as usize % 20], number)).collect();
     let mut engine = Engine::new(Limits { learn_ms: 60_000, ..Limits::default() }, START);
