@@ -277,6 +277,21 @@ impl Mesh {
         self.run_proxy(name)
     }
 
+    /// Ends a pod's proxy as Kubernetes does, changes its configuration, and starts it again; waits until it is ready.
+    ///
+    /// # Errors
+    /// When the pod has no proxy, it does not end within `deadline`, or does not come back.
+    pub fn reconfigure(&mut self, name: &str, deadline: Duration, change: impl FnOnce(&mut Value)) -> Result<()> {
+        self.terminate(name)?;
+        self.wait_for_end(name, deadline)?;
+        let file = format!("{name}.yaml");
+        let mut config = serde_json::from_str(&fs::read_to_string(self.directory.path().join(&file))?)?;
+        change(&mut config);
+        self.directory.write(&file, &serde_json::to_string_pretty(&config)?)?;
+        self.run_proxy(name)?;
+        self.wait_ready(name)
+    }
+
     /// Kills a pod's proxy without a warning, starts it again with the same configuration, and waits until it is ready.
     ///
     /// # Errors
@@ -373,6 +388,8 @@ impl Mesh {
         fs::create_dir(&own)?;
         chown(&own, Some(PROXY_UID), Some(PROXY_UID)).context("cannot give a directory to the proxy's user")?;
         let token = self.write_token(workload)?;
+        let mut baseline = settings.baseline.clone();
+        baseline["dir"] = json!(own.join("baseline"));
         let config = json!({
             "trustDomain": TRUST_DOMAIN,
             "inbound": { "plaintext": match settings.plaintext {
@@ -388,7 +405,7 @@ impl Mesh {
                 "stateDir": own,
             },
             "discovery": { "file": self.discovery_file() },
-            "baseline": settings.baseline,
+            "baseline": baseline,
             "accessLog": { "mode": "all", "format": "text" },
             "log": { "level": settings.log_level, "format": "text" },
             "workers": settings.workers,
