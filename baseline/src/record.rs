@@ -8,10 +8,7 @@
 
 use std::net::IpAddr;
 
-use ::record::{
-    key,
-    line::{self, Attribute},
-};
+use ::record::line::{self, Attribute, Part, Undecoded};
 
 use crate::{Direction, EdgeRef, Observation, Protection, Protocol};
 
@@ -47,45 +44,28 @@ struct Facts<'a> {
 }
 
 impl<'a> Facts<'a> {
-    fn take(&mut self, name: &str, value: Attribute<'a>) {
-        match value {
-            Attribute::Text(text) => self.take_text(name, text),
-            Attribute::Int(number) => self.take_int(name, number),
-            Attribute::Double(seconds) => match name {
-                key::DURATION => self.duration = Some(seconds),
-                key::FIRST_BYTE_DURATION => self.first_byte = Some(seconds),
-                _ => {}
-            },
-            Attribute::Bool(_) => {}
-        }
-    }
-
-    fn take_text(&mut self, name: &str, text: &'a str) {
+    /// Looks at the value of an attribute only where it counts: a record has three times as many.
+    fn take(&mut self, name: &[u8], value: Undecoded<'a>) {
         match name {
-            key::DIRECTION => self.outbound = text == "outbound",
-            key::CLIENT_IDENTITY => self.client = Some(text),
-            key::SERVER_IDENTITY => self.server = Some(text),
-            key::SOURCE_ADDRESS => self.source = text,
-            key::DESTINATION_ADDRESS => self.destination = text,
-            key::SERVICE => self.service = text,
-            key::NETWORK_PROTOCOL_NAME => self.protocol = text,
-            key::RPC_SYSTEM => self.grpc = true,
-            key::DECISION => self.decision = text,
-            key::CODE => self.code = text,
-            key::CONNECTION_STATE => self.open = text == "open",
-            _ => {}
-        }
-    }
-
-    fn take_int(&mut self, name: &str, number: i64) {
-        let bytes = u64::try_from(number).unwrap_or(0);
-        match name {
-            key::DESTINATION_PORT => self.port = u16::try_from(number).unwrap_or(0),
-            key::HTTP_RESPONSE_STATUS_CODE => self.status = Some(number),
-            key::RPC_GRPC_STATUS_CODE => self.grpc_status = Some(number),
-            key::HTTP_REQUEST_BODY_SIZE | key::BYTES_FROM_CLIENT => self.bytes_from_client = bytes,
-            key::HTTP_RESPONSE_BODY_SIZE | key::BYTES_FROM_SERVER => self.bytes_from_server = bytes,
-            key::REQUESTS => self.requests = number,
+            b"picket.direction" => self.outbound = text(value) == "outbound",
+            b"picket.client.identity" => self.client = Some(text(value)),
+            b"picket.server.identity" => self.server = Some(text(value)),
+            b"source.address" => self.source = text(value),
+            b"destination.address" => self.destination = text(value),
+            b"destination.port" => self.port = u16::try_from(int(value)).unwrap_or(0),
+            b"picket.service.name" => self.service = text(value),
+            b"network.protocol.name" => self.protocol = text(value),
+            b"rpc.system.name" => self.grpc = true,
+            b"rpc.grpc.status_code" => self.grpc_status = Some(int(value)),
+            b"http.response.status_code" => self.status = Some(int(value)),
+            b"http.request.body.size" | b"picket.bytes.from_client" => self.bytes_from_client = size(value),
+            b"http.response.body.size" | b"picket.bytes.from_server" => self.bytes_from_server = size(value),
+            b"picket.decision" => self.decision = text(value),
+            b"picket.code" => self.code = text(value),
+            b"picket.duration" => self.duration = seconds(value),
+            b"picket.first_byte.duration" => self.first_byte = seconds(value),
+            b"picket.connection.requests" => self.requests = int(value),
+            b"picket.connection.state" => self.open = text(value) == "open",
             _ => {}
         }
     }
@@ -123,14 +103,19 @@ impl<'a> Facts<'a> {
 
 /// What a record says, given as the content of its `log_records` field; none where it is no finished exchange.
 pub fn observation(record: &[u8]) -> Option<Observation<'_>> {
-    let (nanos, name) = line::time_and_name(record);
-    let is_request = match name {
-        "picket.request" => true,
-        "picket.connection" => false,
+    let (mut facts, mut nanos, mut event) = (Facts::default(), 0, &b""[..]);
+    for part in line::parts(record) {
+        match part {
+            Part::Time(time) => nanos = time,
+            Part::EventName(name) => event = name,
+            Part::Attribute(name, value) => facts.take(name, value),
+        }
+    }
+    let is_request = match event {
+        b"picket.request" => true,
+        b"picket.connection" => false,
         _ => return None,
     };
-    let mut facts = Facts::default();
-    line::attributes(record).for_each(|(name, value)| facts.take(name, value));
     if facts.code == "draining" || !is_request && (facts.open || facts.requests > 0) {
         return None;
     }
@@ -147,6 +132,22 @@ pub fn observation(record: &[u8]) -> Option<Observation<'_>> {
         bytes_out,
         protection: facts.protection(),
     })
+}
+
+fn text(value: Undecoded<'_>) -> &str {
+    if let Some(Attribute::Text(text)) = value.value() { text } else { "" }
+}
+
+fn int(value: Undecoded<'_>) -> i64 {
+    if let Some(Attribute::Int(number)) = value.value() { number } else { 0 }
+}
+
+fn size(value: Undecoded<'_>) -> u64 {
+    u64::try_from(int(value)).unwrap_or(0)
+}
+
+fn seconds(value: Undecoded<'_>) -> Option<f64> {
+    if let Some(Attribute::Double(seconds)) = value.value() { Some(seconds) } else { None }
 }
 
 /// Whole microseconds; what is no time counts as none at all.
@@ -303,6 +304,20 @@ mod tests {
         assert_eq!((seen.duration_us, seen.error, seen.bytes_in), (None, true, 1));
         assert!(only(&connection(State::Open, 0)).is_none());
         assert!(only(&connection(State::Closed, 3)).is_none());
+    }
+
+    #[test]
+    fn the_names_are_those_of_the_schema() {
+        let source = include_str!("record.rs");
+        let names = source.lines().filter_map(|line| line.trim().strip_prefix("b\""));
+        let arms = names.filter(|line| line.contains("=> self.")).flat_map(|line| line.split("=>").next());
+        let names: Vec<&str> =
+            arms.flat_map(|arm| arm.split('|')).map(|name| name.trim_matches([' ', 'b', '"'])).collect();
+        assert!(names.len() > 20, "{names:?}");
+        for name in names {
+            let known = ::record::key::ALL.iter().any(|(key, _)| key.trim_matches('b') == name);
+            assert!(known, "{name}");
+        }
     }
 
     #[test]

@@ -100,6 +100,38 @@ pub fn attributes(record: &[u8]) -> impl Iterator<Item = (&str, Attribute<'_>)> 
     })
 }
 
+/// A part of a record, read no further than needed.
+#[derive(Debug, Clone, Copy)]
+pub enum Part<'a> {
+    /// When it happened, in nanoseconds since 1970 UTC.
+    Time(u64),
+    /// What kind of event it is.
+    EventName(&'a [u8]),
+    /// An attribute: its name, and its value for [`Undecoded::value`].
+    Attribute(&'a [u8], Undecoded<'a>),
+}
+
+/// The value of an attribute, not yet looked at.
+#[derive(Debug, Clone, Copy)]
+pub struct Undecoded<'a>(&'a [u8]);
+
+impl<'a> Undecoded<'a> {
+    /// The value; none if it is damaged.
+    pub fn value(self) -> Option<Attribute<'a>> {
+        value_of(self.0)
+    }
+}
+
+/// The parts of a record in one pass, for who wants few of its attributes.
+pub fn parts(record: &[u8]) -> impl Iterator<Item = Part<'_>> {
+    Fields(record).filter_map(|(number, field)| match (number, field) {
+        (1, Field::Number(nanos)) => Some(Part::Time(nanos)),
+        (12, Field::Bytes(name)) => Some(Part::EventName(name)),
+        (6, Field::Bytes(bytes)) => named(bytes).map(|(name, value)| Part::Attribute(name, Undecoded(value))),
+        _ => None,
+    })
+}
+
 fn attribute(bytes: &[u8]) -> Option<(&str, Attribute<'_>)> {
     let (name, value) = named(bytes)?;
     Some((std::str::from_utf8(name).ok()?, value_of(value)?))
