@@ -2,8 +2,8 @@
 //!
 //! Three Bernoulli CUSUMs (Reynolds and Stoumbos, J. Quality Technology 1999): the likelihood ratio of one, five and 25 points
 //! more against the learnt share, which starts from a prior so that an edge without errors is not taken to be perfect. Assumes
-//! that records fail independently of each other; since a restart fails many in a few seconds, what a block may add is capped
-//! so that only half a minute with errors in nearly every block reaches the limit.
+//! that records fail independently of each other; since a restart fails many in a few seconds, what they may add is
+//! rationed so that only half a minute of them reaches the limit.
 
 use crate::{limits::BUDGET, stats::Cusum};
 
@@ -13,10 +13,12 @@ const MORE: [f32; 3] = [0.01, 0.05, 0.25];
 const PRIOR: (f32, f32) = (1.5, 750.0);
 /// Records that are remembered.
 const MEMORY: f32 = 60_000.0;
-/// Five nats less than the budget: such a chart is renewed by errors only, which healthy edges have once in minutes.
-const LIMIT: f32 = BUDGET - 5.0;
-/// What a block may add: six are needed.
-const BLOCK: f32 = LIMIT / 5.5;
+/// Three and a half nats less than the budget: such a chart is renewed by errors only, which healthy edges have once in minutes.
+const LIMIT: f32 = BUDGET - 3.5;
+/// What errors may add at once, and what more for each block: a restart that fails requests for 25 s stays below the limit, while
+/// single errors, block after block, count in full.
+const AT_ONCE: f32 = 0.38 * LIMIT;
+const PER_BLOCK: f32 = 0.105 * LIMIT;
 
 /// What is known of the errors of one edge.
 #[derive(Debug, Clone, Default)]
@@ -26,6 +28,8 @@ pub(crate) struct Errors {
     pub(crate) records: f32,
     block: (u32, u32),
     recent: (f32, f32),
+    /// How much of the ration is spent.
+    spent: f32,
     charts: [Cusum; 3],
 }
 
@@ -54,14 +58,19 @@ impl Errors {
         let mut nearest = (0.0, 0);
         if test {
             let usual = self.expected();
+            let ration = AT_ONCE - self.spent;
+            let mut taken = 0.0_f32;
             for (chart, more) in self.charts.iter_mut().zip(MORE) {
                 let bad = (usual + more).min(0.99);
                 let nats = errors * (bad / usual).ln() + (records - errors) * ((1.0 - bad) / (1.0 - usual)).ln();
-                chart.add(nats.min(BLOCK), 1.3 * LIMIT);
+                let nats = nats.min(ration);
+                taken = taken.max(nats);
+                chart.add(nats, 1.3 * LIMIT);
                 if chart.sum / LIMIT > nearest.0 {
                     nearest = (chart.sum / LIMIT, chart.blocks);
                 }
             }
+            self.spent = (self.spent + taken - PER_BLOCK).max(0.0);
         }
         self.errors += errors * share;
         self.records += records * share;
@@ -88,6 +97,7 @@ impl Errors {
 
     pub(crate) fn reset_charts(&mut self) {
         self.charts = [Cusum::default(); 3];
+        self.spent = 0.0;
         self.block = (0, 0);
     }
 }

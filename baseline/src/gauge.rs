@@ -22,21 +22,20 @@ const HOUR_PACE: f32 = 0.02;
 const CHART_PACE: f32 = 0.35;
 const CHART_LIMIT: f32 = 8.0;
 /// One residual is an event from so many robust deviations on.
-const SPIKE_LIMIT: f32 = 12.0;
+const SPIKE_LIMIT: f32 = 10.0;
 /// A value is outside the range when it is so much of the range beyond it.
 const RANGE_LIMIT: f32 = 0.02;
 /// Residuals move level and hour by no more than this, and the chart by no more than that: first day, later.
 const LEARN_CLIP: f32 = 6.0;
-const CHART_CLIP: (f32, f32) = (8.0, 20.0);
+const CHART_CLIP: (f32, f32) = (7.0, 20.0);
 /// How much wider the limits of chart and range are on the first day.
-const YOUNG: (f32, f32) = (1.3, 6.0);
-/// An alarm raises a limit by this much (a logarithm), at least to this share of what was seen.
-const RAISE: f32 = 0.25;
-const PEAK_SHARE: f32 = 0.7;
+const YOUNG: (f32, f32) = (1.4, 15.0);
+/// An alarm raises a limit by this much (a logarithm).
+const RAISE: f32 = 0.3;
 /// One alarm in so many samples is what a limit balances at.
 const BUDGET_SAMPLES: f32 = 2000.0;
 /// An event is over after so many samples well below the limit.
-const HOLD: u8 = 12;
+const HOLD: u8 = 6;
 const CALM: f32 = 0.6;
 /// Seconds after which the rhythm of a day is known, and the longest gap that counts as seen.
 const DAY_S: f32 = 86_400.0;
@@ -180,7 +179,7 @@ impl Channel {
             level = level.max(statistic / *limit);
             if self.seen > LEARN {
                 if statistic > *limit && self.on == 0 {
-                    *limit = (*limit * RAISE.exp()).max((statistic * PEAK_SHARE).min(*limit * 4.0));
+                    *limit *= RAISE.exp();
                 }
                 *limit = (*limit * (-RAISE / BUDGET_SAMPLES).exp()).max(1.0);
             } else if self.seen > 20 {
