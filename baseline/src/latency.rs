@@ -145,6 +145,10 @@ impl Latency {
         const KEEP: f32 = 0.78; // five seconds of twenty
         self.recent = (self.recent.0 * KEEP + sum, self.recent.1 * KEEP + records);
         self.minute = (self.minute.0 + sum, self.minute.1 + records);
+        if !self.ready() {
+            // The first minute's end may be far, and what comes until then would be learnt as normal.
+            self.tables();
+        }
     }
 
     /// Runs the tests on the block that was ended: `rate` per second is expected, and all edges are slower by `common` (a

@@ -15,7 +15,7 @@ use crate::checks::Check;
 use crate::screen::Screen;
 
 /// A proxy only watches for so long. Short, so that the demo ends within minutes: in production it is half an hour.
-pub(crate) const LEARN: Duration = Duration::from_secs(20);
+pub(crate) const LEARN: Duration = Duration::from_secs(30);
 /// How long a fault may go unnoticed, and its end.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Port of the service's application in its pod.
@@ -32,7 +32,7 @@ struct Fault {
 
 const FAULTS: [Fault; 2] = [
     Fault { path: "/fault/slow", what: "orders answers 10 ms later", kinds: &["latency", "latency_tail"] },
-    Fault { path: "/fault/failing", what: "one answer of ten from orders is an error", kinds: &["errors"] },
+    Fault { path: "/fault/failing", what: "one answer of three from orders is an error", kinds: &["errors"] },
 ];
 
 /// Where the faults happen and are looked for.

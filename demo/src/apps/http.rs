@@ -25,7 +25,7 @@ fn ok() -> (&'static str, &'static str) {
     static ASKED: AtomicU64 = AtomicU64::new(0);
     match FAULT.load(Relaxed) {
         SLOW => std::thread::sleep(SLOWNESS),
-        FAILING if ASKED.fetch_add(1, Relaxed).is_multiple_of(10) => {
+        FAILING if ASKED.fetch_add(1, Relaxed).is_multiple_of(3) => {
             return ("500 Internal Server Error", "this one failed\n");
         }
         _ => {}

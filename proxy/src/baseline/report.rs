@@ -60,7 +60,7 @@ fn deviated(deviation: &Deviation, ending: Option<&str>, events: &Events) {
 fn rolled_out(differences: &[Difference], baseline: &Baseline, events: &Events) {
     let named = differences.iter().take(DIFFERENCES_MAX).map(|difference| {
         let Difference { edge, kind, before, after } = difference;
-        format!("{} of {}: {before:.4} -> {after:.4} {}", kind.as_str(), describe(edge), kind.unit())
+        format!("{} of {}: {} -> {} {}", kind.as_str(), describe(edge), digits(*before), digits(*after), kind.unit())
     });
     let detail = named.collect::<Vec<_>>().join("; ");
     let previous = baseline.previous.as_deref().unwrap_or_default();
@@ -87,13 +87,25 @@ fn sentence(deviation: &Deviation) -> String {
     let (low, high) = deviation.expected;
     let edge = deviation.edge.as_ref().map_or_else(|| "the pod".to_owned(), describe);
     format!(
-        "{} on {edge}: expected {low:.4} to {high:.4} {unit}, observed {:.4} {unit}, since {}, {} records",
+        "{} on {edge}: expected {} to {} {unit}, observed {} {unit}, since {}, {} records",
         deviation.kind.as_str(),
-        deviation.observed,
+        digits(low),
+        digits(high),
+        digits(deviation.observed),
         rfc3339(deviation.since),
         deviation.records,
         unit = deviation.kind.unit(),
     )
+}
+
+/// A number with three digits that count.
+fn digits(value: f64) -> String {
+    let size = value.abs();
+    if size == 0.0 || !size.is_finite() {
+        return "0".to_owned();
+    }
+    let behind = (2 - size.log10().floor() as i32).clamp(0, 9);
+    format!("{value:.*}", usize::try_from(behind).unwrap_or(0))
 }
 
 /// A time in milliseconds since 1970 UTC, as RFC 3339 has it.
@@ -101,4 +113,17 @@ pub(super) fn rfc3339(millis: u64) -> String {
     let mut text = Vec::new();
     line::rfc3339(millis.saturating_mul(1_000_000), &mut text);
     String::from_utf8(text).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_three_digits_that_count() {
+        let cases = [(0.0, "0"), (0.000_281_4, "0.000281"), (0.123_4, "0.123"), (12.34, "12.3"), (4321.0, "4321")];
+        for (value, text) in cases {
+            assert_eq!(digits(value), text);
+        }
+    }
 }
