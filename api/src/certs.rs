@@ -6,6 +6,7 @@
 //! | `POST /certs/rotate` | [`Rotate`] | [`Status`] |
 //! | `POST /certs/rollback` | | [`Status`] |
 //! | `POST /certs/acknowledge` | [`Acknowledge`] | [`Status`] |
+//! | `POST /certs/drop` | [`Drop`] | [`Status`] |
 //! | `POST /certs/deny` | [`Deny`] | [`Status`] |
 //! | `POST /certs/undeny` | [`Deny`] | [`Status`] |
 //!
@@ -139,7 +140,7 @@ pub struct Wait {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Ended {
-    /// `issuerRotated`, `rootRotated` or `rootRolledBack`.
+    /// `issuerRotated`, `rootRotated`, `rootRolledBack` or `rootDropped`.
     pub outcome: String,
     /// When.
     pub at: String,
@@ -208,6 +209,16 @@ pub enum Rotated {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Acknowledge {
     /// Must be true: who is behind may lose connections.
+    pub r#override: bool,
+}
+
+/// Takes a root out of the trust bundle before its time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Drop {
+    /// SHA-256 of its certificate.
+    pub root: String,
+    /// Must be true: certificates under it are of no use from then on.
     pub r#override: bool,
 }
 

@@ -15,6 +15,7 @@ use telemetry::chain;
 
 use crate::alerts::{describe, time};
 use crate::followers::{Followers, Known};
+use crate::journal::Journal;
 use crate::keeper::{Command, KeeperError};
 use crate::lifecycle::{self, Proxy, Rules, View, Wait};
 use crate::state::{Outcome, RootUse, Rotation, Seconds, State, Subject};
@@ -35,6 +36,8 @@ pub struct Desk {
     pub tended: Arc<Tended>,
     /// Wakes that thread.
     pub nudge: SyncSender<()>,
+    /// Where what must be provable later is told.
+    pub journal: Arc<Journal>,
 }
 
 /// Why a request is not done.
@@ -74,6 +77,16 @@ impl Desk {
             true => Ok(Command::Override),
             false => Err(Refused::Request("override must be true".into())),
         });
+        let admin = with(admin, "/certs/drop", |body| {
+            let certs::Drop { root, r#override } = parse(body)?;
+            match (r#override, root.parse()) {
+                (false, _) => Err(Refused::Request("override must be true".into())),
+                (true, Ok(sha256)) => Ok(Command::DropRoot(sha256)),
+                (true, Err(())) => {
+                    Err(Refused::Request("a root is given by its SHA-256, 64 hexadecimal digits".into()))
+                }
+            }
+        });
         let admin = with(admin, "/certs/deny", |body| {
             let certs::Deny { subject, reason } = parse(body)?;
             if reason.len() > REASON_BYTES_MAX || reason.contains(char::is_control) {
@@ -111,6 +124,10 @@ impl Desk {
     fn change(&self, command: &Command) -> Result<(), Refused> {
         let state = self.trust.keeper().command(command, now())?;
         tracing::info!(?command, generation = state.generation, "done for an operator");
+        let dropped = state.last_rotation.and_then(|ended| ended.dropped);
+        if let (Command::DropRoot(_), Some(dropped)) = (command, dropped) {
+            self.journal.root_dropped(&dropped, &time(dropped.leaves_end));
+        }
         self.trust.refresh(now()).map_err(|error| Refused::Failure(chain(&error).to_string()))?;
         // When it is full, the thread is about to look anyway.
         let _full = self.nudge.try_send(());
@@ -191,6 +208,7 @@ pub fn status(
                 Outcome::IssuerRotated => "issuerRotated",
                 Outcome::RootRotated => "rootRotated",
                 Outcome::RootRolledBack => "rootRolledBack",
+                Outcome::RootDropped => "rootDropped",
             };
             certs::Ended { outcome: outcome.into(), at: time(ended.at) }
         }),

@@ -106,6 +106,7 @@ async fn threads(
         followers: service.followers.clone(),
         tended: tended.clone(),
         nudge: nudge.clone(),
+        journal: service.journal.clone(),
     };
     let admin = admin_server(config).await?;
     let admin = tokio::spawn(admin.run(desk.serve(admin_of(&service, &tended, streams_max, level))));

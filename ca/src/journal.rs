@@ -1,6 +1,7 @@
 //! Each act of the authority as a record, a line of the log, and a count.
 //!
-//! Promises: every issuance and every refusal is one `picket.issuance` record and one line; an alert is one
+//! Promises: every issuance, every refusal and every root that an operator takes out before its time is one
+//! `picket.issuance` record and one line; an alert is one
 //! `picket.alert` record and one line when it begins and when it ends; nobody waits for a collector. No credential
 //! enters: of a token there is only what it was verified to say. Leaves to others: sending (`export`).
 
@@ -15,6 +16,7 @@ use telemetry::chain;
 use crate::attest::Caller;
 use crate::issue::{Issued, utc};
 use crate::refusal::{CallError, Reason};
+use crate::state::Dropped;
 
 /// Counts of the calls so far, for the metrics.
 #[derive(Debug, Default)]
@@ -49,6 +51,8 @@ pub enum Alert {
     RootEnding,
     /// A stage of a rotation takes too long.
     RotationStuck,
+    /// A root was taken out while leaves under it may be valid.
+    RootDropped,
     /// A proxy's clock and ours are apart.
     ClockSkew,
     /// An issuer that an operator brought is refused.
@@ -66,6 +70,7 @@ impl Alert {
             Self::IssuerEnding => "issuer_ending",
             Self::RootEnding => "root_ending",
             Self::RotationStuck => "rotation_stuck",
+            Self::RootDropped => "root_dropped",
             Self::ClockSkew => "clock_skew",
             Self::IssuerRefused => "issuer_refused",
             Self::KeySetRefused => "key_set_refused",
@@ -142,6 +147,19 @@ impl Journal {
         ];
         let address = asked.source.ip().to_string();
         who.describe(&mut attributes, &address, asked.source.port());
+        self.record(EventName::Issuance, Severity::Warn, &attributes);
+    }
+
+    /// An operator took a root out; nobody accepts the leaves under it, which end at `leaves_end`.
+    pub fn root_dropped(&self, dropped: &Dropped, leaves_end: &str) {
+        let (root, sha256) = (dropped.root, dropped.sha256.to_string());
+        tracing::warn!(root, sha256, leaves_end, "root dropped before its time");
+        let detail = format!("root {root} was dropped by an operator; certificates under it end by {leaves_end}");
+        let attributes = [
+            (key::ISSUANCE_RESULT, Value::Text("root_dropped")),
+            (key::CERTIFICATE_ISSUER, Value::Text(&sha256)),
+            (key::DETAIL, Value::Text(&detail)),
+        ];
         self.record(EventName::Issuance, Severity::Warn, &attributes);
     }
 

@@ -16,7 +16,7 @@ use crate::fault;
 use crate::lifecycle::{self, Refusal, Rollback, Rules, Step, View};
 use crate::lock::{Lock, LockError};
 use crate::pki::{self, NewIssuer, PkiError};
-use crate::state::{self, Issuer, Root, RootUse, Seconds, Stage, State, StateError, Subject, VERSION};
+use crate::state::{self, Issuer, Root, RootUse, Seconds, Sha256, Stage, State, StateError, Subject, VERSION};
 use crate::store::{Directory, StoreError};
 
 /// The trust bundle as a file, for those who read one.
@@ -74,6 +74,8 @@ pub enum Command {
     Rollback,
     /// Let the stage not wait for proxies.
     Override,
+    /// Take this root out, though leaves under it may be valid.
+    DropRoot(Sha256),
     /// Deny somebody.
     Deny(Subject, String),
     /// Lift a denial.
@@ -223,6 +225,7 @@ impl Keeper {
             Command::RotateIssuer => ("issuer", self.replace_issuer(&state, now)?),
             Command::Rollback => ("rollback", self.rollback(&state, now)?),
             Command::Override => ("override", lifecycle::override_stage(&state)?.into()),
+            Command::DropRoot(sha256) => ("drop-root", lifecycle::drop_root(&state, sha256, now)?.into()),
             Command::Deny(subject, reason) => {
                 ("deny", lifecycle::deny(&state, subject.clone(), reason.clone(), now)?.into())
             }

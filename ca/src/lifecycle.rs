@@ -1,12 +1,14 @@
 //! When roots and issuers change: the rotation's stages as functions from a state, what proxies say, and the time.
 //!
-//! Promises, each held by `lifecycle_tests` over random histories: at any time one root signs; a root stays in the
-//! bundle for as long as a leaf under it may be valid; unless an operator overrides, the root that signs is one that
-//! every live proxy trusts. [`next`] says what is due, [`waits`] what a stage waits for, the others make the change.
+//! Promises, each held by `lifecycle_tests` over random histories: at any time one root signs; unless an operator takes
+//! it out, a root stays in the bundle for as long as a leaf under it may be valid; unless an operator overrides, the root
+//! that signs is one that every live proxy trusts. [`next`] says what is due, [`waits`] what a stage waits for, the others make the change.
 //! Nothing here reads a clock, a file or a random number. Leaves to others: new keys and certificates (`pki`), and that
 //! a change is on the disk before anybody sees it (`keeper`).
 
-use crate::state::{Denied, Ended, Issuer, Outcome, Root, RootUse, Rotation, Seconds, Sha256, Stage, State, Subject};
+use crate::state::{
+    Denied, Dropped, Ended, Issuer, Outcome, Root, RootUse, Rotation, Seconds, Sha256, Stage, State, Subject,
+};
 
 /// For how long a process may go on with a state that it has not looked at again.
 pub const LEASE: Seconds = 2;
@@ -147,6 +149,12 @@ pub enum Refusal {
     /// The issuer comes from outside.
     #[error("the issuer is brought from outside: replace its files instead")]
     Brought,
+    /// It is not in the bundle.
+    #[error("no root of the trust bundle has this SHA-256")]
+    UnknownRoot,
+    /// Everything would end with it.
+    #[error("root {0} signs: rotate the root first, and drop this one once the new one signs")]
+    RootSigns(u32),
     /// The list is full.
     #[error("the deny list has {DENIED_MAX} entries, no more are taken")]
     DenyListFull,
@@ -350,7 +358,27 @@ pub fn drop_old(state: &State, now: Seconds) -> Result<State, Refusal> {
     let (from, rolled_back) = (rotation.from, rotation.rolling_back);
     let mut state = without_root(state, from);
     let outcome = if rolled_back { Outcome::RootRolledBack } else { Outcome::RootRotated };
-    state.last_rotation = Some(Ended { outcome, at: now });
+    state.last_rotation = Some(Ended { outcome, at: now, dropped: None });
+    Ok(state)
+}
+
+/// An operator takes a root out at once, though leaves under it may be valid: who has its key must prove nothing with it
+/// any more. Never the one that signs.
+///
+/// # Errors
+/// When it is not in the bundle, or signs.
+pub fn drop_root(state: &State, sha256: &Sha256, now: Seconds) -> Result<State, Refusal> {
+    let root = state.roots.iter().find(|root| root.sha256 == *sha256).ok_or(Refusal::UnknownRoot)?;
+    if root.r#use == RootUse::Signing {
+        return Err(Refusal::RootSigns(root.id));
+    }
+    let dropped =
+        Dropped { root: root.id, sha256: *sha256, leaves_end: last_leaf_under(state, root.id).unwrap_or(now) };
+    let pending = state.rotation.as_ref().and_then(|rotation| rotation.pending.as_ref());
+    let declined = pending.map(|issuer| issuer.sha256).or(state.declined);
+    let mut state = without_root(state, root.id);
+    state.declined = declined;
+    state.last_rotation = Some(Ended { outcome: Outcome::RootDropped, at: now, dropped: Some(dropped) });
     Ok(state)
 }
 
@@ -391,7 +419,7 @@ pub fn undo(state: &State, now: Seconds) -> Result<State, Refusal> {
     let declined = rotation.pending.as_ref().map(|issuer| issuer.sha256).or(state.declined);
     let mut state = without_root(state, rotation.to);
     state.declined = declined;
-    state.last_rotation = Some(Ended { outcome: Outcome::RootRolledBack, at: now });
+    state.last_rotation = Some(Ended { outcome: Outcome::RootRolledBack, at: now, dropped: None });
     Ok(state)
 }
 
@@ -414,7 +442,7 @@ pub fn turn_back(state: &State, issuer: Issuer, now: Seconds) -> Result<State, R
 pub fn replace_issuer(state: &State, issuer: Issuer, now: Seconds) -> State {
     let mut state = with_issuer(state, issuer, now);
     if state.rotation.is_none() {
-        state.last_rotation = Some(Ended { outcome: Outcome::IssuerRotated, at: now });
+        state.last_rotation = Some(Ended { outcome: Outcome::IssuerRotated, at: now, dropped: None });
     }
     state
 }

@@ -3,10 +3,11 @@
 use proptest::prelude::*;
 
 use crate::lifecycle::{
-    self, LEASE, Proxy, Refusal, Rollback, Rules, SETTLE, Step, View, Wait, begin, deny, drop_old, forget, is_stuck,
-    next, override_stage, raise_longest_leaf, replace_issuer, rollback, serving, sign, turn_back, undeny, undo, waits,
+    self, LEASE, Proxy, Refusal, Rollback, Rules, SETTLE, Step, View, Wait, begin, deny, drop_old, drop_root, forget,
+    is_stuck, next, override_stage, raise_longest_leaf, replace_issuer, rollback, serving, sign, turn_back, undeny,
+    undo, waits,
 };
-use crate::state::{Outcome, RootUse, Seconds, Sha256, Stage, State, Subject};
+use crate::state::{Dropped, Outcome, RootUse, Seconds, Sha256, Stage, State, Subject};
 use crate::test_support::{digest, issuer, root, rules, state};
 
 const LEAF: Seconds = 100;
@@ -147,6 +148,32 @@ fn a_rollback_undoes_or_turns_round() {
 }
 
 #[test]
+fn a_root_is_dropped_before_its_time_but_never_the_one_that_signs() {
+    let state = signing();
+    let [old, new] = [0, 1].map(|root| state.roots[root].sha256);
+    assert_eq!(drop_root(&state, &new, 30), Err(Refusal::RootSigns(3)));
+    assert_eq!(drop_root(&state, &Sha256([7; 32]), 30), Err(Refusal::UnknownRoot));
+    let dropped = drop_root(&state, &old, 30).unwrap();
+    dropped.check().unwrap();
+    assert_eq!((dropped.roots.len(), dropped.issuers.len(), dropped.rotation.is_none()), (1, 1, true));
+    assert_eq!((dropped.signing().id, dropped.generation), (4, state.generation + 1));
+    assert_eq!(serving(&dropped, 31).id, 4, "nobody accepts the old one");
+    let ended = dropped.last_rotation.unwrap();
+    let expected = Dropped { root: 1, sha256: old, leaves_end: 20 + LEAF + LEASE };
+    assert_eq!((ended.outcome, ended.dropped), (Outcome::RootDropped, Some(expected)));
+    assert_eq!(drop_root(&dropped, &old, 31), Err(Refusal::UnknownRoot));
+
+    // A root that has signed nothing is taken out as by a rollback.
+    let mut brought = issuer(4, 3, 10, 10_000, LEAF);
+    brought.brought = true;
+    let state = begin(&self::state(), root(3, 100_000), Some(brought), 10).unwrap();
+    assert_eq!(drop_root(&state, &state.roots[0].sha256, 20), Err(Refusal::RootSigns(1)));
+    let dropped = drop_root(&state, &state.roots[1].sha256, 20).unwrap();
+    dropped.check().unwrap();
+    assert_eq!((dropped.signing().id, dropped.roots.len(), dropped.declined), (2, 1, Some(digest(4))));
+}
+
+#[test]
 fn what_an_operator_rolled_back_is_remembered() {
     let mut brought = issuer(4, 3, 10, 10_000, LEAF);
     brought.brought = true;
@@ -249,6 +276,8 @@ struct Mesh {
     /// The issuer before the present one and when it was replaced: another process may not know yet.
     before: (u32, u32, Seconds),
     overridden: bool,
+    /// Roots that were taken out before their time.
+    dropped: Vec<u32>,
 }
 
 #[derive(Clone, Debug)]
@@ -264,6 +293,7 @@ enum Event {
     RotateIssuer,
     RollBack,
     Override,
+    DropRoot(usize),
     Crash { forgets: usize },
 }
 
@@ -281,6 +311,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         1 => Just(Event::RotateIssuer),
         1 => Just(Event::RollBack),
         1 => Just(Event::Override),
+        1 => (0..2usize).prop_map(Event::DropRoot),
         1 => who().prop_map(|forgets| Event::Crash { forgets }),
     ];
     proptest::collection::vec(event, 1..120)
@@ -295,6 +326,7 @@ impl Mesh {
             members: Vec::new(),
             before: (2, 1, 0),
             overridden: false,
+            dropped: Vec::new(),
         };
         mesh.join();
         mesh.join();
@@ -376,6 +408,18 @@ impl Mesh {
                     self.change(state);
                 }
             }
+            Event::DropRoot(number) => {
+                let Some(root) = self.state.roots.get(number).cloned() else { return };
+                match drop_root(&self.state, &root.sha256, now) {
+                    Ok(state) => {
+                        // Who has not renewed, or has not got the new root, is left behind by it.
+                        self.overridden = true;
+                        self.dropped.push(root.id);
+                        self.change(state);
+                    }
+                    Err(refusal) => assert_eq!(refusal, Refusal::RootSigns(self.state.signing_root().id)),
+                }
+            }
             Event::Crash { forgets } => {
                 self.observing_since = now;
                 for (number, member) in self.members.iter_mut().enumerate() {
@@ -444,7 +488,9 @@ impl Mesh {
     }
 
     fn check(&self) {
-        for member in self.members.iter().filter(|member| self.now < member.leaf_end) {
+        assert!(self.dropped.iter().all(|root| self.state.root(*root).is_none()), "what was dropped came back");
+        let kept = |member: &&Member| self.now < member.leaf_end && !self.dropped.contains(&member.under);
+        for member in self.members.iter().filter(kept) {
             assert!(self.state.root(member.under).is_some(), "a leaf is valid whose root is gone: {member:?}");
         }
         if self.overridden {

@@ -228,6 +228,8 @@ pub enum Outcome {
     RootRotated,
     /// The new root is gone.
     RootRolledBack,
+    /// An operator took a root out before its time.
+    RootDropped,
 }
 
 /// The last rotation that ended.
@@ -238,6 +240,21 @@ pub struct Ended {
     pub outcome: Outcome,
     /// When.
     pub at: Seconds,
+    /// What an operator took out, if that is how it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dropped: Option<Dropped>,
+}
+
+/// A root that was taken out before its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Dropped {
+    /// Its number.
+    pub root: u32,
+    /// Digest of its certificate.
+    pub sha256: Sha256,
+    /// When the last leaf under it ends, which nobody accepts any more.
+    pub leaves_end: Seconds,
 }
 
 /// All of it.

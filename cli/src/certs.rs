@@ -1,7 +1,7 @@
 //! `picket certs`: asks the authority, and shows what it says.
 
 use anyhow::{Context, Result};
-use api::certs::{Acknowledge, Deny, Rotate, Rotated, Status, Subject};
+use api::certs::{Acknowledge, Deny, Drop, Rotate, Rotated, Status, Subject};
 use telemetry::Exit;
 
 use crate::output::{self, Format, table, until};
@@ -22,6 +22,10 @@ pub(crate) fn run(command: &Certs, format: Format) -> Result<Exit> {
         Certs::Rollback { authority } => (authority, "POST", "/certs/rollback", String::new()),
         Certs::Acknowledge { r#override, authority } => {
             (authority, "POST", "/certs/acknowledge", serde_json::to_string(&Acknowledge { r#override: *r#override })?)
+        }
+        Certs::Drop { root, r#override, authority } => {
+            let body = Drop { root: root.clone(), r#override: *r#override };
+            (authority, "POST", "/certs/drop", serde_json::to_string(&body)?)
         }
         Certs::Deny { subject, reason, authority } => (authority, "POST", "/certs/deny", deny(subject, reason)?),
         Certs::Undeny { subject, authority } => (authority, "POST", "/certs/undeny", deny(subject, "")?),

@@ -98,6 +98,17 @@ enum Certs {
         #[command(flatten)]
         authority: Authority,
     },
+    /// Take a root whose key is in wrong hands out of the trust bundle now: certificates under it are of no use any more.
+    Drop {
+        /// The root, by the SHA-256 of its certificate; not the one that signs.
+        #[arg(long)]
+        root: String,
+        /// Must be said.
+        #[arg(long, required = true)]
+        r#override: bool,
+        #[command(flatten)]
+        authority: Authority,
+    },
     /// Refuse somebody from now on, though certificates say otherwise.
     Deny {
         #[command(flatten)]

@@ -1,11 +1,11 @@
 //! Peers that a test plays itself, byte by byte: blocking streams inside a pod, on which no wait is without a deadline.
 
 use std::{
-    io::{BufRead, BufReader, Read, Write},
+    io::{BufRead, BufReader, ErrorKind, Read, Write},
     net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use testkit::{MeshPod, until};
 
 use crate::{DEADLINE, Stage};
@@ -58,7 +58,7 @@ pub fn dial(pod: &MeshPod, to: impl Into<SocketAddr>) -> Result<Wire> {
 pub fn accept(listener: &TcpListener) -> Result<Wire> {
     let stream = until("a connection", DEADLINE, || match listener.accept() {
         Ok((stream, _)) => Ok(Some(stream)),
-        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
         Err(error) => Err(error.into()),
     })?;
     stream.set_nonblocking(false)?;
@@ -136,6 +136,19 @@ impl Wire {
         let mut bytes = Vec::new();
         self.0.read_to_end(&mut bytes).context("the stream did not end well")?;
         Ok(bytes)
+    }
+
+    /// All bytes until the other end resets the connection.
+    ///
+    /// # Errors
+    /// When it does not in time, or ends as if all were there.
+    pub fn reset(&mut self) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        match self.0.read_to_end(&mut bytes) {
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(bytes),
+            Err(error) => Err(error).context("the stream was not reset"),
+            Ok(_) => bail!("the stream ended as if it were whole, after {} bytes", bytes.len()),
+        }
     }
 
     /// Ends our side; the other may go on.

@@ -97,6 +97,32 @@ fn a_rotation_is_seen_driven_and_rolled_back() -> Result<()> {
 }
 
 #[test]
+fn a_root_in_wrong_hands_is_dropped_before_its_last_leaf_has_ended() -> Result<()> {
+    let rig = Rig::start("certs-drop")?;
+    let digest = |status: &Value, number: usize| status["roots"][number]["sha256"].as_str().unwrap().to_owned();
+    let old = digest(&rig.status()?, 0);
+    let drop = |root: &str| rig.refused(&["certs", "drop", "--root", root, "--override"]);
+    assert!(drop(&old)?.contains("root 1 signs: rotate the root first"));
+    assert!(drop(&"ab".repeat(32))?.contains("no root of the trust bundle"));
+    assert!(drop("ab")?.contains("64 hexadecimal digits"));
+    assert_eq!(rig.picket(&["certs", "drop", "--root", &old], &rig.dir())?.0, Some(64), "it must be said");
+    rig.done(&["certs", "rotate", "--root"])?;
+    let signs = until("the new root to sign", DEADLINE, || {
+        let status = rig.status()?;
+        Ok((status["rotation"]["stage"] == "sign").then_some(status))
+    })?;
+    assert!(drop(&digest(&signs, 1))?.contains("signs: rotate the root first"));
+    rig.done(&["certs", "drop", "--root", &old, "--override"])?;
+    let status = rig.status()?;
+    assert_eq!((status["lastRotation"]["outcome"].as_str(), status["rotation"].is_null()), (Some("rootDropped"), true));
+    assert_eq!((status["roots"].as_array().unwrap().len(), digest(&status, 0)), (1, digest(&signs, 1)));
+    let bundle = std::fs::read_to_string(rig.dir().join("root.pem"))?;
+    assert_eq!(bundle.matches("BEGIN CERTIFICATE").count(), 1);
+    assert!(drop(&old)?.contains("no root of the trust bundle"), "it is gone");
+    Ok(())
+}
+
+#[test]
 fn somebody_is_denied_and_let_in_again() -> Result<()> {
     let rig = Rig::start("certs-deny")?;
     let id = "spiffe://demo.picket.dev/ns/demo/sa/web";

@@ -220,7 +220,16 @@ fn cut(pod: &str, direction: &str) {
 
     stage.mesh.terminate(pod).unwrap();
     assert_eq!(stage.mesh.wait_for_end(pod, PROMPT).unwrap().code(), Some(0));
-    // Both ends are still there; what follows is about the proxy that stopped, whose records have all arrived.
+    // What is opaque must not look whole, on either side.
+    for wire in [&mut stream.0, &mut stream.1, &mut socket, &mut switched] {
+        assert!(wire.reset().unwrap().is_empty());
+    }
+    let (other, reset) =
+        if direction == "outbound" { ("inbound", "client_reset") } else { ("outbound", "server_reset") };
+    let is_opaque = |record: &Record| record.is(key::SERVICE, "opaque.demo") || record.is(key::URL_PATH, "/socket");
+    let seen = |record: &Record| record.is(key::DIRECTION, other) && record.is(key::CODE, reset) && is_opaque(record);
+    stage.records(2, seen).unwrap();
+    // What follows is about the proxy that stopped, whose records have all arrived.
     let cut = stage.collector.select(|record| record.is(key::DIRECTION, direction) && record.is(key::CODE, "draining"));
     let only = |name: &str, value: &str| {
         let found: Vec<_> = cut.iter().filter(|record| record.is(name, value)).collect();

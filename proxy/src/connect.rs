@@ -142,6 +142,8 @@ impl Connector {
         let kept = idle.entry(connected.upstream.address).or_default();
         if kept.len() < IDLE_MAX {
             kept.push(Idle { connected, since: Instant::now() });
+        } else {
+            connected.stream.end();
         }
     }
 
@@ -149,7 +151,11 @@ impl Connector {
     pub fn sweep(&self, now: Instant) {
         self.idle.borrow_mut().retain(|_, kept| {
             kept.retain_mut(|idle| {
-                now.saturating_duration_since(idle.since) < IDLE_TIMEOUT && is_open(&mut idle.connected)
+                let keep = now.saturating_duration_since(idle.since) < IDLE_TIMEOUT && is_open(&mut idle.connected);
+                if !keep {
+                    idle.connected.stream.end();
+                }
+                keep
             });
             !kept.is_empty()
         });
@@ -165,7 +171,9 @@ impl Connector {
 
     /// Closes everything that is kept.
     pub fn close_idle(&self) {
-        self.idle.borrow_mut().clear();
+        for mut idle in self.idle.borrow_mut().drain().flat_map(|(_, kept)| kept) {
+            idle.connected.stream.end();
+        }
     }
 
     async fn to(&self, target: &Target, alpn: &'static [u8], reuse: bool) -> Result<Connected, ConnectionError> {

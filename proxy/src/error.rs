@@ -142,8 +142,10 @@ impl ConnectionError {
     }
 }
 
+/// Cut in the middle: by a reset, or TLS without close_notify.
 fn is_reset(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+    use io::ErrorKind;
+    matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof)
 }
 
 fn connect_code(error: &io::Error) -> Code {

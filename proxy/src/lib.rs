@@ -44,3 +44,5 @@ mod test_ca;
 mod follow_tests;
 #[cfg(test)]
 mod deny_tests;
+#[cfg(test)]
+mod cut_tests;

@@ -1,14 +1,18 @@
 //! One byte stream, whatever carries it: plain TCP, TLS that we accepted, or TLS that we opened.
 //!
-//! Reads go through one scratch buffer per thread, so a connection that waits holds no buffer of its own.
+//! Reads go through one scratch buffer per thread, so a connection that waits holds no buffer of its own. TLS that ends
+//! without close_notify was cut (RFC 8446 section 6.1) and is an error; a plain stream that is cut can be made to show it.
 //! The choice what to do with the bytes belongs to `detect` and `forward`.
 
 use std::{
     cell::RefCell,
     io,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
+    time::Duration,
 };
+
+use socket2::SockRef;
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -134,7 +138,7 @@ impl Stream {
     /// `take` must not read from a stream itself: the scratch buffer is lent to it.
     ///
     /// # Errors
-    /// Those of the socket and of TLS. A TLS stream that ends without close_notify ends like a TCP stream.
+    /// Those of the socket and of TLS. `UnexpectedEof` says that TLS ended without close_notify: its peer was cut.
     pub fn poll_read_with<T>(
         &mut self,
         cx: &mut Context<'_>,
@@ -144,7 +148,9 @@ impl Stream {
             let mut buf = ReadBuf::new(scratch);
             match ready!(Pin::new(self).poll_read(cx, &mut buf)) {
                 Ok(()) => Poll::Ready(Ok(take(cx, buf.filled()))),
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(take(cx, &[]))),
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    Poll::Ready(Err(io::Error::new(error.kind(), "TLS ended without close_notify")))
+                }
                 Err(error) => Poll::Ready(Err(error)),
             }
         })
@@ -154,7 +160,33 @@ impl Stream {
     /// kernel holds it for 200 ms at most (tcp(7), `TCP_CORK`).
     pub fn hold_for_end(&self) {
         // Without it there are two segments.
-        let _held = socket2::SockRef::from(self.socket()).set_tcp_cork(true);
+        let _held = SockRef::from(self.socket()).set_tcp_cork(true);
+    }
+
+    /// From now on the peer of a plain stream sees a reset when the stream is dropped, not an end, be it with this process.
+    /// TLS needs nothing for it: there, what comes without close_notify is no end.
+    pub fn reset_unless_ended(&self) {
+        self.linger(Some(Duration::ZERO));
+    }
+
+    /// The stream has come to its end: takes [`Self::reset_unless_ended`] back.
+    pub fn ended(&self) {
+        self.linger(None);
+    }
+
+    fn linger(&self, time: Option<Duration>) {
+        if let Self::Plain(plain) = self {
+            // A socket that refuses it has no peer any more.
+            let _set = SockRef::from(plain.socket()).set_linger(time);
+        }
+    }
+
+    /// Tells TLS's peer, as far as that can be done at once, that this end is meant.
+    pub fn end(&mut self) {
+        if !matches!(self, Self::Plain(_)) {
+            // Who has no room for it takes this end for a cut.
+            let _ended = Pin::new(self).poll_shutdown(&mut Context::from_waker(Waker::noop()));
+        }
     }
 
     /// Ends it for good: TLS says so to its peer, TCP when the stream is dropped.

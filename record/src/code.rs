@@ -98,7 +98,7 @@ macro_rules! codes {
 codes! {
     Ok = "ok", None, Forward, None, false, "The exchange or the connection came to its end.";
     ClientClosed = "client_closed", Client, Forward, None, true, "The client ended before it was done.";
-    ClientReset = "client_reset", Client, Forward, None, true, "The client reset its connection.";
+    ClientReset = "client_reset", Client, Forward, None, true, "The client reset its connection, or was cut off in the middle of it.";
     ClientIdleTimeout = "client_idle_timeout", Client, Forward, None, true, "The client was silent for too long.";
     RequestMalformed = "request_malformed", Client, Forward, Some(400), false, "The request does not follow the grammar of its protocol.";
     RequestAmbiguous = "request_ambiguous", Client, Forward, Some(400), false, "Servers could read the request in more than one way.";
@@ -134,7 +134,7 @@ codes! {
     ConnectUnreachable = "connect_unreachable", Server, Connect, Some(502), true, "There is no way to the server.";
     ConnectFailed = "connect_failed", Server, Connect, Some(502), true, "The connection to the server failed.";
     ServerClosed = "server_closed", Server, Forward, Some(502), false, "The server ended before it was done.";
-    ServerReset = "server_reset", Server, Forward, Some(502), false, "The server reset its connection or stream.";
+    ServerReset = "server_reset", Server, Forward, Some(502), false, "The server reset its connection or stream, or was cut off in the middle of it.";
     ServerIdleTimeout = "server_idle_timeout", Server, Forward, Some(504), false, "The server was silent for too long.";
     ResponseMalformed = "response_malformed", Server, Forward, Some(502), false, "The answer cannot be forwarded safely.";
     ResponseHeadTooLarge = "response_head_too_large", Server, Forward, Some(502), false, "The answer's head is over the limit.";

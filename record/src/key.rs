@@ -272,7 +272,7 @@ pub const ALL: &[(&str, &str)] = &[
 
 /// Names and meanings in `picket.issuance`, `picket.alert`, `picket.gap`, `picket.checkpoint`, `picket.deviation` and `picket.rollout`, in the order of the documented table.
 pub const EVENTS: &[(&str, &str)] = &[
-    (ISSUANCE_RESULT, "`issued` or `refused`"),
+    (ISSUANCE_RESULT, "`issued`, `refused`, or `root_dropped` when an operator took a root out"),
     (ERROR_TYPE, "why it was refused, from a closed list (the `reason` of the counter)"),
     (DETAIL, "the chain of errors; of an alert, what there is to know"),
     (CERTIFICATE_IDENTITY, "SPIFFE ID in the certificate"),

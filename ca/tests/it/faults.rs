@@ -20,16 +20,19 @@ enum Trigger {
     RotateIssuer,
     /// A root rotation up to its second stage, then back.
     RollBack,
+    /// A root rotation up to its second stage and until all proxies have renewed, then the old root is dropped.
+    DropRoot,
     Deny,
 }
 
 const PLACES: [&str; 4] = ["before", "keys", "state", "files"];
-const CHANGES: [(&str, Trigger); 6] = [
+const CHANGES: [(&str, Trigger); 7] = [
     ("begin", Trigger::RotateRoot),
     ("sign", Trigger::RotateRoot),
     ("drop", Trigger::RotateRoot),
     ("issuer", Trigger::RotateIssuer),
     ("rollback", Trigger::RollBack),
+    ("drop-root", Trigger::DropRoot),
     ("deny", Trigger::Deny),
 ];
 
@@ -67,6 +70,17 @@ async fn killed(change: &str, at: &str, trigger: Trigger) {
             until_async(&format!("{name}: the new root signs"), signs).await;
             pull("/certs/rollback", "");
         }
+        Trigger::DropRoot => {
+            command(&socket, "/certs/rotate", r#"{"what":"root"}"#);
+            let renewed = || {
+                let state = place.state();
+                let shows = |proxy: &Proxy| proxy.mine().issuer == state.signing().sha256.0;
+                (state.rotation.as_ref()?.stage == Stage::Sign && proxies.iter().all(shows)).then_some(())
+            };
+            until_async(&format!("{name}: the new root signs for all"), renewed).await;
+            let old = before.signing_root().sha256;
+            pull("/certs/drop", &format!(r#"{{"root":"{old}","override":true}}"#));
+        }
         Trigger::Deny => pull("/certs/deny", r#"{"subject":{"podUid":"x"}}"#),
     }
     let ended = until_async(&format!("{name}: the kill"), || running.ended()).await;
@@ -93,6 +107,10 @@ async fn killed(change: &str, at: &str, trigger: Trigger) {
             finished(&place, &name, if in_force { Outcome::RootRolledBack } else { Outcome::RootRotated }).await;
             let back = place.state().signing_root().id == before.signing_root().id;
             assert_eq!(back, in_force, "{name}");
+        }
+        Trigger::DropRoot => {
+            assert_eq!(at_death.roots.len(), if in_force { 1 } else { 2 }, "{name}");
+            finished(&place, &name, if in_force { Outcome::RootDropped } else { Outcome::RootRotated }).await;
         }
         Trigger::Deny => assert_eq!(at_death.denied.len(), usize::from(in_force), "{name}"),
     }

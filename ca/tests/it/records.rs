@@ -4,11 +4,12 @@ use std::net::TcpListener;
 
 use api::istio_ca::IstioCertificateRequest;
 use api::istio_ca::istio_certificate_service_client::IstioCertificateServiceClient;
+use ca::state::Stage;
 use record::key;
 use testkit::{Collector, Record};
 
 use crate::support::proxy::{Proxy, channel, key_and_csr, store, with_token};
-use crate::support::{Place, Running, WAIT, until_async};
+use crate::support::{Place, Running, WAIT, command, until_async};
 
 fn find(records: &[Record], event: &str, attribute: &str, value: &str) -> Option<Record> {
     records.iter().find(|record| record.event() == event && record.is(attribute, value)).cloned()
@@ -71,4 +72,29 @@ async fn what_the_authority_does_is_recorded() {
         assert!(skew.text(clock).unwrap().ends_with('Z'), "{clock}");
     }
     assert!(all.iter().all(|record| !format!("{record:?}").contains("Bearer")));
+}
+
+#[tokio::test]
+async fn a_root_that_an_operator_drops_is_recorded() {
+    let place = Place::new("records-drop");
+    let collector = Collector::serve(TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
+    let config = format!(
+        "leafLifetime: 1h\nrotation: {{absenceWindow: 0s}}\nexport: {{endpoint: 'http://{}'}}",
+        collector.address()
+    );
+    let _running = Running::start(&place.config("ca", "127.0.0.1:0", &config), &[]);
+    let (old, socket) = (place.state().signing_root().sha256, place.socket("ca"));
+    command(&socket, "/certs/rotate", r#"{"what":"root"}"#);
+    let signs = || (place.state().rotation?.stage == Stage::Sign).then_some(());
+    until_async("the new root to sign", signs).await;
+    command(&socket, "/certs/drop", &format!(r#"{{"root":"{old}","override":true}}"#));
+    let told = |all: &[Record]| {
+        let dropped = find(all, "picket.issuance", key::ISSUANCE_RESULT, "root_dropped")?;
+        Some((dropped, find(all, "picket.alert", key::ALERT_NAME, "root_dropped")?))
+    };
+    let all = collector.wait_until("record and alert", WAIT, |all| told(all).is_some()).unwrap();
+    let (dropped, alert) = told(&all).unwrap();
+    assert!(dropped.is(key::CERTIFICATE_ISSUER, &old.to_string()));
+    assert!(alert.is(key::ALERT_STATE, "firing") && alert.is(key::ALERT_SUBJECT, "root 1"));
+    assert!(alert.text(key::DETAIL).unwrap().contains(&old.to_string()));
 }

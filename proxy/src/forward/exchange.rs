@@ -32,8 +32,10 @@ pub struct Exchanged {
 /// Why an exchange did not come to its end.
 #[derive(Debug)]
 pub enum Broken {
-    /// The client's stream failed or ended in the middle of its request.
+    /// The client's stream failed.
     Client(io::Error),
+    /// The client ended in the middle of its request.
+    ClientClosed,
     /// The request's body cannot be forwarded.
     RequestBody(Malformed),
     /// The server's stream failed.
@@ -114,9 +116,11 @@ impl<'a> Exchange<'a> {
                 match broken {
                     // A server may answer and close before it has read everything: the answer counts.
                     Broken::Server(_) => self.up_abandoned = true,
-                    Broken::Client(_) | Broken::RequestBody(_) | Broken::ServerClosed { .. } | Broken::Response(_) => {
-                        return Poll::Ready(Err(broken));
-                    }
+                    Broken::Client(_)
+                    | Broken::ClientClosed
+                    | Broken::RequestBody(_)
+                    | Broken::ServerClosed { .. }
+                    | Broken::Response(_) => return Poll::Ready(Err(broken)),
                 }
             }
             ready!(self.poll_down(cx, client, server))?;
@@ -152,7 +156,7 @@ impl<'a> Exchange<'a> {
                 Ok(bytes.len())
             });
             if ready!(read).map_err(Broken::Client)?? == 0 {
-                return Poll::Ready(Err(Broken::Client(io::ErrorKind::UnexpectedEof.into())));
+                return Poll::Ready(Err(Broken::ClientClosed));
             }
         }
     }
@@ -164,7 +168,11 @@ impl<'a> Exchange<'a> {
         server: &mut Connected,
     ) -> Poll<Result<(), Broken>> {
         loop {
-            while self.response.is_none() && self.take_head(&mut server.buffer)? {}
+            while self.response.is_none() && self.take_head(&mut server.buffer)? {
+                if self.down.ends_with_stream() {
+                    client.reset_unless_ended();
+                }
+            }
             if self.response.is_some() && !server.buffer.is_empty() && !self.down.is_done() {
                 let taken =
                     counted(&mut self.down, &server.buffer, self.account, End::Server).map_err(malformed_body)?;
@@ -182,6 +190,7 @@ impl<'a> Exchange<'a> {
             if ready!(self.poll_read(cx, client, server))? == 0 {
                 if self.response.is_some() && self.down.ends_with_stream() {
                     self.down = Body::new(Framing::None);
+                    client.ended();
                     return Poll::Ready(Ok(()));
                 }
                 return Poll::Ready(Err(Broken::ServerClosed { untouched: !self.account.is_answered() }));

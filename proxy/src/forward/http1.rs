@@ -86,6 +86,8 @@ impl Session<'_> {
             match read {
                 Ok(Ok(0)) | Err(_) => return Ok(None),
                 Ok(Ok(_)) => {}
+                // Between requests nothing is lost with it (RFC 9112 section 9.8).
+                Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
                 Ok(Err(error)) => return Err(ConnectionError::Client(error)),
             }
         }
@@ -183,12 +185,17 @@ impl Session<'_> {
                     let untouched = match &broken {
                         Broken::ServerClosed { untouched } => *untouched,
                         Broken::Server(_) => !account.is_answered(),
-                        Broken::Client(_) | Broken::RequestBody(_) | Broken::Response(_) => false,
+                        Broken::Client(_) | Broken::ClientClosed | Broken::RequestBody(_) | Broken::Response(_) => {
+                            false
+                        }
                     };
                     let safe = request.is_idempotent() && request.framing == head::Framing::None;
                     if server.reused && untouched && safe && !fresh {
                         account.resends += 1;
                         continue;
+                    }
+                    if matches!(broken, Broken::ClientClosed) {
+                        server.stream.end();
                     }
                     return self.broken(account, broken, answered).await.map(Next::Close);
                 }
@@ -211,7 +218,7 @@ impl Session<'_> {
         mut account: RequestAccount,
         request: &RequestHead,
         exchanged: Exchanged,
-        server: Connected,
+        mut server: Connected,
         close: bool,
     ) -> Result<Next, ConnectionError> {
         let status = exchanged.response.status;
@@ -226,6 +233,8 @@ impl Session<'_> {
             } else {
                 *self.own.borrow_mut() = Some(Connected { reused: true, ..server });
             }
+        } else {
+            server.stream.end();
         }
         let until_close = exchanged.response.framing == head::Framing::UntilClose;
         Ok(match (exchanged.request_complete && !close, until_close) {
@@ -258,7 +267,7 @@ impl Session<'_> {
         Err(error)
     }
 
-    /// Ends a request that broke: with an answer, if none has begun.
+    /// Ends a request that broke: with an answer, if none has begun. An end is passed on as one, anything else as a cut.
     async fn broken(
         &mut self,
         mut account: RequestAccount,
@@ -266,8 +275,8 @@ impl Session<'_> {
         answered: bool,
     ) -> Result<ClosedBy, ConnectionError> {
         let error = match broken {
-            Broken::Client(error) if error.kind() == io::ErrorKind::UnexpectedEof => ConnectionError::ClientClosed,
             Broken::Client(error) => ConnectionError::Client(error),
+            Broken::ClientClosed => ConnectionError::ClientClosed,
             Broken::RequestBody(malformed) => {
                 ConnectionError::Refused(Refusal { code: Code::RequestBodyMalformed, detail: malformed.0 })
             }
@@ -279,6 +288,9 @@ impl Session<'_> {
         let client_is_there = !matches!(error, ConnectionError::Client(_) | ConnectionError::ClientClosed);
         if answered || !client_is_there {
             account.finish(error.code(), Some(&detail));
+            if matches!(error, ConnectionError::ServerClosed) {
+                self.client.end();
+            }
         } else {
             self.answer(&mut account, error.code(), &detail).await;
         }

@@ -54,6 +54,8 @@ pub struct Hop {
 /// # Cancellation
 /// Both streams are closed; the account says so.
 pub async fn opaque(hop: &Hop, mut client: Stream, opening: &[u8]) -> Result<ClosedBy, ConnectionError> {
+    // A stream that reached nobody is not an empty one.
+    client.reset_unless_ended();
     let mut server = hop.connector.open(&hop.target, identity::ALPN_TCP).await?;
     hop.account.note_upstream(&server.upstream);
     let count = |from, bytes| hop.account.count(from, bytes);

@@ -1,7 +1,8 @@
 //! Step 6 for opaque streams: copies bytes both ways, exactly, and keeps half-close.
 //!
 //! Waits in one task, with no buffer while nothing moves. A side that ends is shut down at the other side once all
-//! its bytes are there; the copy ends when both have ended, or at the first error.
+//! its bytes are there; the copy ends when both have ended, or at the first error. What is dropped before that is cut, and
+//! is seen as cut on both sides: as a reset, or as TLS without close_notify.
 
 use std::{
     future::poll_fn,
@@ -34,7 +35,9 @@ pub async fn copy(
     up.pending.buffer().extend_from_slice(opening);
     count(End::Client, opening.len() as u64);
     let mut first_to_end = None;
-    poll_fn(|cx| {
+    client.reset_unless_ended();
+    server.reset_unless_ended();
+    let first_to_end = poll_fn(|cx| {
         let upward = up.poll(cx, client, server, |bytes| count(End::Client, bytes));
         let downward = down.poll(cx, server, client, |bytes| count(End::Server, bytes));
         if first_to_end.is_none() {
@@ -55,7 +58,10 @@ pub async fn copy(
             (Poll::Pending, _) | (_, Poll::Pending) => Poll::Pending,
         }
     })
-    .await
+    .await?;
+    client.ended();
+    server.ended();
+    Ok(first_to_end)
 }
 
 /// One direction of a copy.
