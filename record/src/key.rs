@@ -156,6 +156,8 @@ pub const GAP_SINCE: &str = "picket.gap.since";
 pub const GAP_UNTIL: &str = "picket.gap.until";
 /// `spool_full`, `age`, `disk_low`, `queue_full`, `write_failed`, `sync_failed`, `damaged`, `vanished` or `malformed`.
 pub const GAP_REASON: &str = "picket.gap.reason";
+/// Which sink alone lacks them, `otlp` or `syslog`; absent when none has them.
+pub const GAP_SINK: &str = "picket.gap.sink";
 /// Number of the first record that is sealed.
 pub const CHECKPOINT_FIRST: &str = "picket.checkpoint.first";
 /// Number of the last one.
@@ -258,6 +260,7 @@ pub const EVENTS: &[(&str, &str)] = &[
         GAP_REASON,
         "`spool_full`, `age`, `disk_low`, `queue_full`, `write_failed`, `sync_failed`, `damaged`, `vanished` or `malformed`",
     ),
+    (GAP_SINK, "which sink alone lacks them, `otlp` or `syslog`; absent when none has them"),
     (CHECKPOINT_FIRST, "number of the first record that is sealed"),
     (CHECKPOINT_LAST, "number of the last one"),
     (CHECKPOINT_DIGEST, "chain digest after the last one, hexadecimal (docs/formats/segment.md)"),

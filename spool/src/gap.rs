@@ -2,6 +2,8 @@
 
 use record::{Event, EventName, Severity, Uid, Value, field, key, line};
 
+use crate::Sink;
+
 /// Why records were lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Reason {
@@ -70,12 +72,14 @@ pub struct Gap {
     pub until: u64,
     /// Why.
     pub reason: Reason,
+    /// Which sink alone lacks them; `None` when none has them.
+    pub sink: Option<Sink>,
 }
 
 impl Gap {
     /// Takes in a gap that goes on where this one ends; false if it does not.
     pub(crate) fn extend(&mut self, next: &Self) -> bool {
-        let goes_on = self.reason == next.reason && self.last + 1 == next.first;
+        let goes_on = self.reason == next.reason && self.sink == next.sink && self.last + 1 == next.first;
         if goes_on {
             self.last = next.last;
             self.records += next.records;
@@ -93,9 +97,10 @@ impl Gap {
             (key::GAP_SINCE, Value::Int(self.since)),
             (key::GAP_UNTIL, Value::Int(self.until)),
             (key::GAP_REASON, Value::Text(self.reason.as_str())),
+            (key::GAP_SINK, Value::Text(self.sink.map_or("", Sink::as_str))),
         ];
-        Event { uid, name: EventName::Gap, time_unix_nanos, severity: Severity::Warn, attributes: &attributes }
-            .encode(out);
+        let attributes = if self.sink.is_some() { &attributes[..] } else { &attributes[..attributes.len() - 1] };
+        Event { uid, name: EventName::Gap, time_unix_nanos, severity: Severity::Warn, attributes }.encode(out);
     }
 
     /// Reads the record that reports a gap.
@@ -105,6 +110,7 @@ impl Gap {
         let int = |name: &str| if let line::Attribute::Int(number) = find(name)? { Some(number as u64) } else { None };
         let line::Attribute::Text(word) = find(key::GAP_REASON)? else { return None };
         let reason = Reason::ALL.into_iter().find(|reason| reason.as_str() == word);
+        let named = |sink: &Sink| find(key::GAP_SINK) == Some(line::Attribute::Text(sink.as_str()));
         Some(Self {
             first: int(key::GAP_FIRST)?,
             last: int(key::GAP_LAST)?,
@@ -112,6 +118,7 @@ impl Gap {
             since: int(key::GAP_SINCE)?,
             until: int(key::GAP_UNTIL)?,
             reason: reason?,
+            sink: Sink::ALL.into_iter().find(named),
         })
     }
 }
@@ -122,8 +129,9 @@ mod tests {
 
     #[test]
     fn a_gap_is_read_as_it_was_written() {
-        for reason in Reason::ALL {
-            let gap = Gap { first: 3, last: 9, records: 5, since: 1, until: u64::MAX >> 1, reason };
+        let sinks = [None, Some(Sink::Otlp), Some(Sink::Syslog)];
+        for (reason, sink) in Reason::ALL.into_iter().flat_map(|reason| sinks.map(|sink| (reason, sink))) {
+            let gap = Gap { first: 3, last: 9, records: 5, since: 1, until: u64::MAX >> 1, reason, sink };
             let mut out = Vec::new();
             gap.encode(record::UidSource::new(1).next(1), 7, &mut out);
             assert_eq!(Gap::decode(&out), Some(gap));

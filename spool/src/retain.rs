@@ -76,20 +76,17 @@ impl Spool {
         self.active.as_ref().is_some_and(|active| active.segment.epoch == segment.epoch)
     }
 
-    /// Removes the segments of which everything is acknowledged, once the cursor is durable.
+    /// Removes the segments of which every sink has acknowledged everything, once the cursors are durable.
     fn remove_acknowledged(&mut self) -> Result<(), Error> {
         let done = |segment: &Segment, next: u64| segment.last < next;
         let store = &*self.shared.storage;
         let mut removed = Vec::new();
         {
             let mut state = self.shared.lock();
-            let next = state.cursor.next;
+            let next = state.acknowledged_by_all();
             let removable = |segment: &&Segment| done(segment, next) && !self.is_active(segment);
             let any = state.segments.len() > 1 && state.segments.front().filter(removable).is_some();
-            if any || state.cursor_unwritten {
-                state.cursor.store(store, any).map_err(storage("the cursor cannot be written"))?;
-                state.cursor_unwritten = false;
-            }
+            state.store_cursors(store, any).map_err(storage("the cursor cannot be written"))?;
             // The last one stays: its header knows the stream and the end of the chain.
             while state.segments.len() > 1
                 && let Some(segment) = state.segments.front().copied().filter(|segment| removable(&segment))
@@ -104,7 +101,7 @@ impl Spool {
         Ok(())
     }
 
-    /// Removes the oldest segment with all that is in it; what was not acknowledged is a gap. False when there is none.
+    /// Removes the oldest segment with all that is in it; what a sink has not taken is a gap. False when there is none.
     pub(crate) fn drop_oldest(&mut self, reason: Reason) -> Result<bool, Error> {
         let Some(oldest) = self.oldest() else { return Ok(false) };
         if self.is_active(&oldest) {
@@ -118,26 +115,22 @@ impl Spool {
             // until it has.
             let _full = self.begin_segment(self.tip.time);
         }
-        let (segment, taken) = {
+        let (segment, missing, taken) = {
             let mut state = self.shared.lock();
             let Some(segment) = state.segments.pop_front() else { return Ok(false) };
-            (segment, state.taken)
+            let missing = state.missing(segment.first, segment.last);
+            (segment, missing, state.taken_by_all())
         };
-        let (records, reports) = content(&*self.shared.storage, &segment, taken);
-        if segment.last >= taken {
-            let gap = Gap {
-                first: segment.first.max(taken),
-                last: segment.last,
-                records,
-                since: segment.since,
-                until: segment.until,
-                reason,
-            };
-            // What it reported itself is reported again: nobody has heard of it.
+        if !missing.is_empty() {
+            // What it reported itself is reported again: some sink has not heard of it.
+            let (_, reports) = content(&*self.shared.storage, &segment, taken, segment.last);
             let mut state = self.shared.lock();
             reports.into_iter().for_each(|gap| note(&mut state.unreported, gap));
-            drop(state);
-            self.shared.lose(gap);
+        }
+        for (first, last, sink) in missing {
+            let (records, _) = content(&*self.shared.storage, &segment, first, last);
+            let (since, until) = (segment.since, segment.until);
+            self.shared.lose(Gap { first, last, records, since, until, reason, sink });
         }
         self.remove(&segment)?;
         Ok(true)
@@ -156,23 +149,24 @@ impl Spool {
     }
 }
 
-/// How many records from number `from` on a segment holds, and the gaps they report.
-pub(crate) fn content(store: &dyn Storage, segment: &Segment, from: u64) -> (u64, Vec<Gap>) {
+/// How many records with these numbers a segment holds, and the gaps they report.
+pub(crate) fn content(store: &dyn Storage, segment: &Segment, from: u64, to: u64) -> (u64, Vec<Gap>) {
+    let overlap = |first: u64, last: u64| (last.min(to) + 1).saturating_sub(first.max(from));
     let size = usize::try_from(segment.bytes).unwrap_or(usize::MAX).saturating_sub(HEADER_BYTES);
     let Ok(bytes) = store.read(&segment.name(), HEADER_BYTES as u64, size) else {
-        return ((segment.last + 1).saturating_sub(segment.first.max(from)), Vec::new());
+        return (overlap(segment.first, segment.last), Vec::new());
     };
     let (mut records, mut reports) = (0, Vec::new());
     for found in Scan::new(&bytes, segment.epoch, segment.first.saturating_sub(1)) {
         match found {
-            Scanned::Entry(entry) if entry.kind == Kind::BatchEnd || entry.sequence < from => {}
+            Scanned::Entry(entry) if entry.kind == Kind::BatchEnd || !(from..=to).contains(&entry.sequence) => {}
             Scanned::Entry(entry) => {
                 records += 1;
                 if entry.kind == Kind::Report {
                     reports.extend(Gap::decode(entry.payload));
                 }
             }
-            Scanned::Damage { first, last, .. } => records += (last + 1).saturating_sub(first.max(from)),
+            Scanned::Damage { first, last, .. } => records += overlap(first, last),
         }
     }
     (records, reports)
