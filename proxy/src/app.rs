@@ -68,6 +68,9 @@ pub enum Error {
     /// The collector's settings.
     #[error("{}", export_key(.0))]
     Export(#[source] export::otlp::Error),
+    /// The syslog server's settings.
+    #[error("syslog")]
+    Syslog(#[source] export::syslog::Error),
     /// The spool.
     #[error("spool.dir")]
     Spool(#[source] spool::Error),
@@ -105,7 +108,8 @@ impl Error {
             | Self::Discovery(_)
             | Self::Log(_)
             | Self::Admin(_)
-            | Self::Export(_) => true,
+            | Self::Export(_)
+            | Self::Syslog(_) => true,
             // Another process may still be on its way out, and a disk may come back.
             Self::Spool(_) | Self::System(_) => false,
         }
@@ -130,7 +134,7 @@ pub fn run(config: Config) -> Result<(), Error> {
     }
     let store = identity::Store::new(config.trust_domain.clone());
     let mode = ModeHandle::new(config.access_log.mode);
-    let (sinks, otlp) = Sinks::start(&config, &mode)?;
+    let (sinks, sources) = Sinks::start(&config, &mode)?;
     let (signal, drain) = drain::channel();
     let metrics: Vec<_> = (0..config.workers).map(|_| Arc::new(WorkerMetrics::default())).collect();
     let (denied, denials) = tokio::sync::watch::channel(Arc::default());
@@ -164,7 +168,7 @@ pub fn run(config: Config) -> Result<(), Error> {
         drain: drain.clone(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::System)?;
-    runtime.block_on(control(&config, state, level, mode, signal, workers, otlp))?;
+    runtime.block_on(control(&config, state, level, mode, signal, workers, sources))?;
     // With the background tasks go the last senders of records.
     drop(runtime);
     if let Some(access_log) = sinks.access_log {
@@ -182,6 +186,14 @@ struct Sinks {
     access_log: Option<JoinHandle<()>>,
 }
 
+/// Where those who ship records take them from.
+#[derive(Default)]
+struct Sources {
+    otlp: Option<Source>,
+    /// With the stream's id.
+    syslog: Option<(export::Spooled, String)>,
+}
+
 /// Where the shipper takes records from.
 enum Source {
     Queue(export::Receiver),
@@ -190,47 +202,64 @@ enum Source {
 }
 
 impl Sinks {
-    fn start(config: &Config, mode: &ModeHandle) -> Result<(Self, Option<Source>), Error> {
+    fn start(config: &Config, mode: &ModeHandle) -> Result<(Self, Sources), Error> {
         let mut sinks = Self { senders: Vec::new(), counters: Vec::new(), spool: None, access_log: None };
         let (sender, receiver) = export::queue(config.limits.record_queue_bytes);
         sinks.counters.push(("access_log", Arc::clone(sender.counters())));
         sinks.senders.push(sender);
         sinks.access_log =
             Some(access_log::spawn(receiver, mode.clone(), config.access_log.format).map_err(Error::System)?);
-        let otlp = config.export.as_ref().map(|_| {
-            let (sender, receiver) = export::queue(config.limits.record_queue_bytes);
-            sinks.counters.push(("otlp", Arc::clone(sender.counters())));
-            sinks.senders.push(sender);
-            receiver
-        });
-        let otlp = match (otlp, &config.spool) {
-            (Some(receiver), Some(spool)) => Some(sinks.spool(receiver, spool)?),
-            (otlp, _) => otlp.map(Source::Queue),
+        if config.export.is_none() && config.syslog.is_none() {
+            return Ok((sinks, Sources::default()));
+        }
+        let (sender, receiver) = export::queue(config.limits.record_queue_bytes);
+        // With a spool it is the way to all of its readers, and counted with the first of them.
+        let first = if config.export.is_some() { spool::Sink::Otlp } else { spool::Sink::Syslog };
+        sinks.counters.push((first.as_str(), Arc::clone(sender.counters())));
+        sinks.senders.push(sender);
+        let sources = match &config.spool {
+            Some(spool) => sinks.spool(receiver, spool, config)?,
+            None => Sources { otlp: Some(Source::Queue(receiver)), syslog: None },
         };
-        Ok((sinks, otlp))
+        Ok((sinks, sources))
     }
 
     /// Opens the spool, says what was found in it, and puts it behind the queue.
-    fn spool(&mut self, receiver: export::Receiver, config: &crate::config::Spool) -> Result<Source, Error> {
+    fn spool(
+        &mut self,
+        receiver: export::Receiver,
+        config: &crate::config::Spool,
+        all: &Config,
+    ) -> Result<Sources, Error> {
         let disk = Arc::new(spool::Disk::open(&config.dir).map_err(Error::Spool)?);
-        let (spool, reader, found) =
-            spool::Spool::open(disk, config.limits(seed()), unix_nanos()).map_err(Error::Spool)?;
+        let otlp = all.export.as_ref().map(|_| spool::Sink::Otlp);
+        let syslog = all.syslog.as_ref().map(|_| spool::Sink::Syslog);
+        let readers: Vec<_> = otlp.into_iter().chain(syslog).collect();
+        let (spool, readers, found) =
+            spool::Spool::open_for(&readers, disk, config.limits(seed()), unix_nanos()).map_err(Error::Spool)?;
         for torn in &found.torn {
             let (segment, offset, bytes) = (&torn.segment, torn.offset, torn.bytes);
             tracing::warn!(segment, offset, bytes, "the end of the spool was not whole; it was cut off");
         }
-        if let Some(gap) = found.lost {
+        for gap in found.missed.iter().chain(&found.lost) {
             tracing::error!(
                 first = gap.first,
                 last = gap.last,
+                sink = gap.sink.map(spool::Sink::as_str),
                 "records are missing in the spool; a gap record says so"
             );
         }
         tracing::info!(dir = ?config.dir, segments = found.segments, bytes = found.bytes, "the spool is open");
         self.spool = Some(Arc::clone(spool.status()));
-        let stream = spool.stream().iter().map(|byte| format!("{byte:02x}")).collect();
-        let spooled = export::Spooled::spawn(receiver, spool, reader, config.sync).map_err(Error::System)?;
-        Ok(Source::Spool(spooled, stream))
+        let stream: String = spool.stream().iter().map(|byte| format!("{byte:02x}")).collect();
+        let spooled = export::Spooled::spawn_all(receiver, spool, readers, config.sync).map_err(Error::System)?;
+        let mut spooled = spooled.into_iter();
+        let otlp = otlp.and_then(|_| spooled.next()).map(|spooled| Source::Spool(spooled, stream.clone()));
+        let syslog = spooled.next();
+        if let Some(syslog) = syslog.as_ref().filter(|_| otlp.is_some()) {
+            self.counters.push((spool::Sink::Syslog.as_str(), Arc::clone(syslog.counters())));
+        }
+        Ok(Sources { otlp, syslog: syslog.map(|syslog| (syslog, stream)) })
     }
 }
 
@@ -253,14 +282,16 @@ async fn control(
     mode: ModeHandle,
     signal: DrainSignal,
     workers: Vec<JoinHandle<io::Result<()>>>,
-    otlp: Option<Source>,
+    sources: Sources,
 ) -> Result<(), Error> {
+    let Sources { otlp, syslog } = sources;
     let shipper = config
         .export
         .as_ref()
         .map(|export| export::otlp::Shipper::new(shipping(export, otlp.as_ref())))
         .transpose()
         .map_err(Error::Export)?;
+    let syslog = syslog_of(config, syslog)?;
     let server = telemetry::admin::Server::bind(config.admin.address, config.admin.socket.as_deref())
         .await
         .map_err(Error::Admin)?;
@@ -271,10 +302,15 @@ async fn control(
         tokio::spawn(Follower::new(&config.identity, Arc::clone(&state.credentials)).run()),
         tokio::spawn(server.run(admin::admin(state, level, mode))),
     ];
-    let (workers_gone, gone) = tokio::sync::oneshot::channel::<()>();
+    let (workers_gone, mut gone) = tokio::sync::watch::channel(());
+    let mut gone_too = gone.clone();
+    let delivering = syslog.map(|(syslog, spooled)| {
+        let gone = async move { while gone_too.changed().await.is_ok() {} };
+        tokio::spawn(syslog.run(spooled, gone, EXPORT_DEADLINE))
+    });
     let shipping = otlp.zip(shipper).map(|(source, shipper)| {
         tokio::spawn(async move {
-            let gone = async { drop(gone.await) };
+            let gone = async move { while gone.changed().await.is_ok() {} };
             match source {
                 Source::Queue(receiver) => shipper.run(receiver, gone, EXPORT_DEADLINE).await,
                 Source::Spool(spooled, _) => shipper.run_spooled(spooled, gone, EXPORT_DEADLINE).await,
@@ -308,11 +344,23 @@ async fn control(
         let _aborted = task.await;
     }
     drop(workers_gone);
-    if let Some(shipping) = shipping {
-        // It ends by itself at its deadline.
+    for shipping in [shipping, delivering].into_iter().flatten() {
+        // Each ends by itself at its deadline.
         let _shipped = shipping.await;
     }
     Ok(())
+}
+
+/// The syslog server with what it reads.
+fn syslog_of(
+    config: &Config,
+    source: Option<(export::Spooled, String)>,
+) -> Result<Option<(export::syslog::Syslog, export::Spooled)>, Error> {
+    let Some((settings, (spooled, stream))) = config.syslog.as_ref().zip(source) else { return Ok(None) };
+    let resource = config.export.iter().flat_map(|export| export.resource.iter().cloned());
+    let resource = std::iter::once((record::key::STREAM.to_owned(), stream)).chain(resource).collect();
+    let syslog = export::syslog::Syslog::new(settings.delivery(resource)).map_err(Error::Syslog)?;
+    Ok(Some((syslog, spooled)))
 }
 
 fn signal_of(kind: SignalKind) -> Result<tokio::signal::unix::Signal, Error> {

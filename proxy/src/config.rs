@@ -6,6 +6,7 @@
 
 mod print;
 mod spool;
+mod syslog;
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
@@ -13,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-pub use self::spool::Spool;
+pub use self::{spool::Spool, syslog::Syslog};
 use export::access_log::{Format as LineFormat, Mode};
 use identity::{SpiffeId, TrustDomain};
 use settings::{Document, HostPort, Noted, Section, Setting};
@@ -36,7 +37,9 @@ pub struct Config {
     pub discovery: PathBuf,
     /// Where records go, if anywhere.
     pub export: Option<Export>,
-    /// Where they wait on disk for the collector, if anywhere.
+    /// A syslog server that gets them, too, if there is one.
+    pub syslog: Option<Syslog>,
+    /// Where they wait on disk for the collector and the syslog server, if anywhere.
     pub spool: Option<Spool>,
     /// The log of connections and requests on stdout.
     pub access_log: AccessLog,
@@ -215,8 +218,15 @@ impl Config {
         let discovery = root.section("discovery").required("file");
         let export = root.optional_section("export").map(|section| Export::read(&section)).transpose();
         let spool = root.optional_section("spool").map(|section| Spool::read(&section)).transpose();
-        if matches!((&export, &spool), (Ok(None), Ok(Some(_)))) {
-            root.refuse("spool", "a section `export` beside it: who else would take the records");
+        let syslog = root.optional_section("syslog").map(|section| Syslog::read(&section)).transpose();
+        if matches!((&export, &syslog, &spool), (Ok(None), Ok(None), Ok(Some(_)))) {
+            root.refuse("spool", "a section `export` or `syslog` beside it: who else would take the records");
+        }
+        if matches!((&syslog, &spool), (Ok(Some(_)), Ok(None))) {
+            root.refuse(
+                "syslog",
+                "a section `spool` beside it: syslog has no acknowledgement, and sends again what is in doubt",
+            );
         }
         Ok(Self {
             outbound,
@@ -232,6 +242,7 @@ impl Config {
             identity: identity?,
             discovery: discovery?,
             export: export?,
+            syslog: syslog?,
             spool: spool?,
         })
     }
@@ -384,6 +395,24 @@ mod tests {
             (format!("{export}spool: {{dir: /s, maxBytes: 5KiB}}\n"), "spool.maxBytes"),
             (format!("{export}spool: {{dir: /s, sync: 0ms}}\n"), "spool.sync"),
             (format!("{export}spool: {{dir: /s, onFull: wait}}\n"), "spool.onFull"),
+        ] {
+            let text = telemetry::chain(&with(&more).unwrap_err()).to_string();
+            assert!(text.contains(path), "{path} is not in {text}");
+        }
+    }
+
+    #[test]
+    fn a_syslog_server_needs_a_spool_and_a_scheme() {
+        let with = |more: &str| load(&format!("{EXAMPLE}{more}"), &[]);
+        let spool = "spool: {dir: /s}\n";
+        let syslog = with(&format!("{spool}syslog: {{endpoint: 'tcp://s:601'}}\n")).unwrap().syslog.unwrap();
+        assert_eq!((syslog.facility, syslog.enterprise_number, syslog.message_bytes_max), (16, 32473, 8192));
+        for (more, path) in [
+            ("syslog: {endpoint: 'tcp://s:601'}\n".to_owned(), "syslog"),
+            (format!("{spool}syslog: {{endpoint: 's:601'}}\n"), "syslog.endpoint"),
+            (format!("{spool}syslog: {{endpoint: 'tcp://s:601', messageBytes: 1KiB}}\n"), "syslog.messageBytes"),
+            (format!("{spool}syslog: {{endpoint: 'tcp://s:601', facility: loud}}\n"), "syslog.facility"),
+            (format!("{spool}syslog: {{endpoint: 'tls://s:6514', privateKey: /k}}\n"), "syslog.certificate"),
         ] {
             let text = telemetry::chain(&with(&more).unwrap_err()).to_string();
             assert!(text.contains(path), "{path} is not in {text}");
