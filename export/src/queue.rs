@@ -30,6 +30,7 @@ pub struct Counters {
     sent: AtomicU64,
     acknowledged: AtomicU64,
     rejected: AtomicU64,
+    skipped: AtomicU64,
     queued_bytes: AtomicU64,
     limit_bytes: u64,
 }
@@ -60,6 +61,11 @@ impl Counters {
         self.rejected.load(Relaxed)
     }
 
+    /// Records that the sink was told to leave out.
+    pub fn skipped(&self) -> u64 {
+        self.skipped.load(Relaxed)
+    }
+
     /// Bytes that wait.
     pub fn queued_bytes(&self) -> u64 {
         self.queued_bytes.load(Relaxed)
@@ -80,6 +86,10 @@ impl Counters {
 
     pub(crate) fn acknowledge(&self, records: u64) {
         self.acknowledged.fetch_add(records, Relaxed);
+    }
+
+    pub(crate) fn skip(&self, records: u64) {
+        self.skipped.fetch_add(records, Relaxed);
     }
 
     pub(crate) fn reject(&self, records: u64) {

@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use export::access_log::{Mode, ModeHandle};
+use export::access_log::ModeHandle;
 use telemetry::{admin::Admin, log::LevelHandle};
 
 use crate::{
-    app::mode_word,
     config::Config,
     credentials::Credentials,
     discover::FileDiscovery,
@@ -70,11 +69,9 @@ pub fn admin(state: State, level: LevelHandle, mode: ModeHandle) -> Admin {
     let current = mode.clone();
     Admin::new(move || state.ready(), move |out| shown.metrics(out)).with_log_level(level).with_control(
         "/access-log",
-        move || mode_word(current.get()).to_owned(),
+        move || current.get().to_string(),
         move |text| {
-            let modes = [Mode::Off, Mode::Errors, Mode::All];
-            let wanted = modes.into_iter().find(|mode| mode_word(*mode) == text);
-            mode.set(wanted.ok_or_else(|| format!("`{text}` is not off, errors or all"))?);
+            mode.set(text.parse().map_err(|error: export::access_log::NoMode| error.to_string())?);
             Ok(())
         },
     )

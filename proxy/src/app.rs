@@ -13,7 +13,7 @@ use std::{
 
 use export::{
     Alerts, Events,
-    access_log::{self, Mode, ModeHandle},
+    access_log::{self, ModeHandle},
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -295,6 +295,11 @@ async fn control(
     let server = telemetry::admin::Server::bind(config.admin.address, config.admin.socket.as_deref())
         .await
         .map_err(Error::Admin)?;
+    let access_log = &config.access_log;
+    let annotations = access_log
+        .annotations
+        .clone()
+        .map(|file| tokio::spawn(crate::annotations::follow(file, access_log.mode, mode.clone())));
     let background = [
         tokio::spawn(Arc::clone(&state.discovery).watch()),
         tokio::spawn(Arc::clone(&state.credentials).run()),
@@ -339,7 +344,7 @@ async fn control(
         }
     }
     // These hold the last senders of records: while one is left, the export would wait for more until its deadline.
-    for task in background {
+    for task in background.into_iter().chain(annotations) {
         task.abort();
         let _aborted = task.await;
     }
@@ -388,13 +393,4 @@ fn shipping(export: &crate::config::Export, source: Option<&Source>) -> export::
 fn seed() -> u128 {
     let half = || u128::from(RandomState::new().build_hasher().finish());
     half() << 64 | half()
-}
-
-/// The words of `/access-log`.
-pub fn mode_word(mode: Mode) -> &'static str {
-    match mode {
-        Mode::Off => "off",
-        Mode::Errors => "errors",
-        Mode::All => "all",
-    }
 }

@@ -134,10 +134,12 @@ impl std::fmt::Debug for Export {
 }
 
 /// The log of connections and requests on stdout.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct AccessLog {
     /// Which records.
     pub mode: Mode,
+    /// The pod's annotations, one of which may change the mode.
+    pub annotations: Option<PathBuf>,
     /// How a line looks.
     pub format: LineFormat,
 }
@@ -181,7 +183,6 @@ pub struct Detect {
 
 /// Words of the file, by what they mean.
 const PLAINTEXT: [(&str, Plaintext); 2] = [("permissive", Plaintext::Permissive), ("strict", Plaintext::Strict)];
-const ACCESS_LOG_MODES: [(&str, Mode); 3] = [("off", Mode::Off), ("errors", Mode::Errors), ("all", Mode::All)];
 const ACCESS_LOG_FORMATS: [(&str, LineFormat); 2] = [("text", LineFormat::Text), ("json", LineFormat::Json)];
 const LOG_FORMATS: [(&str, LogFormat); 2] = [("text", LogFormat::Text), ("json", LogFormat::Json)];
 
@@ -318,8 +319,11 @@ impl Export {
 
 impl AccessLog {
     fn read(section: &Section<'_>) -> Self {
+        let expected = "off, errors, all, or sampled:RATE with a rate from 0.000001 to 1";
+        let mode = section.optional_with("mode", expected, |scalar| scalar.text()?.parse().ok());
         Self {
-            mode: section.one_of("mode", &ACCESS_LOG_MODES, Mode::Errors),
+            mode: mode.unwrap_or(Mode::Errors),
+            annotations: section.optional("annotations"),
             format: section.one_of("format", &ACCESS_LOG_FORMATS, LineFormat::Text),
         }
     }

@@ -71,6 +71,13 @@ pub const CATALOGUE: &[Metric] = &[
         &["sink"],
         "Records that the collector refused for good.",
     ),
+    metric(
+        "picket_records_skipped_total",
+        Kind::Counter,
+        "{record}",
+        &["sink"],
+        "Records that the sink was told to leave out: those without a line in the access log.",
+    ),
     metric("picket_record_queue_bytes", Kind::Gauge, "By", &["sink"], "Bytes that wait in a queue."),
     metric("picket_record_queue_limit_bytes", Kind::Gauge, "By", &["sink"], "Bytes that may wait in a queue."),
     metric(
@@ -94,7 +101,7 @@ pub const CATALOGUE: &[Metric] = &[
         Kind::Gauge,
         "s",
         &[],
-        "Age of the oldest record that the collector has not acknowledged; 0 when there is none.",
+        "Age of the oldest record that some sink of the spool has not acknowledged; 0 when there is none.",
     ),
     metric(
         "picket_spool_full",
@@ -364,6 +371,7 @@ fn queue_number(name: &str, counters: &export::Counters) -> u64 {
         "picket_records_sent_total" => counters.sent(),
         "picket_records_acknowledged_total" => counters.acknowledged(),
         "picket_records_rejected_total" => counters.rejected(),
+        "picket_records_skipped_total" => counters.skipped(),
         "picket_record_queue_bytes" => counters.queued_bytes(),
         _ => counters.limit_bytes(),
     }

@@ -145,6 +145,14 @@ pub fn severity(record: &[u8]) -> u64 {
     Fields(record).find_map(number).unwrap_or(0)
 }
 
+/// The id of the trace that a record belongs to, if there is one.
+pub fn trace_id(record: &[u8]) -> Option<[u8; 16]> {
+    Fields(record).find_map(|(number, field)| match field {
+        Field::Bytes(bytes) if number == 9 => bytes.try_into().ok(),
+        Field::Bytes(_) | Field::Number(_) => None,
+    })
+}
+
 /// When a record was made, in nanoseconds since 1970 UTC, and the name of its event.
 pub fn time_and_name(record: &[u8]) -> (u64, &str) {
     let (mut time, mut name) = (0, "");

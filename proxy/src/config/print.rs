@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::{ACCESS_LOG_FORMATS, ACCESS_LOG_MODES, Config, Export, LOG_FORMATS, Limits, PLAINTEXT};
+use super::{ACCESS_LOG_FORMATS, Config, Export, LOG_FORMATS, Limits, PLAINTEXT};
 
 /// Stands in place of a header's value.
 const HIDDEN: &str = "(hidden)";
@@ -27,7 +27,7 @@ impl Config {
             "discovery": { "file": self.discovery },
             "admin": { "address": self.admin.address },
             "accessLog": {
-                "mode": word(&ACCESS_LOG_MODES, self.access_log.mode),
+                "mode": self.access_log.mode.to_string(),
                 "format": word(&ACCESS_LOG_FORMATS, self.access_log.format),
             },
             "log": { "level": self.log.level, "format": word(&LOG_FORMATS, self.log.format) },
@@ -41,6 +41,9 @@ impl Config {
         });
         if let Some(directory) = &self.identity.state_dir {
             root["identity"]["stateDir"] = json!(directory);
+        }
+        if let Some(file) = &self.access_log.annotations {
+            root["accessLog"]["annotations"] = json!(file);
         }
         if let Some(socket) = &self.admin.socket {
             root["admin"]["socket"] = json!(socket);
@@ -120,7 +123,11 @@ mod tests {
         let export = "export: {endpoint: 'https://c:1', roots: /r.pem, timeout: 250ms, resource: {a.b: '0755'}}\n\
                       spool: {dir: /s, maxBytes: 1MiB, sync: always, onFull: refuse}\n\
                       syslog: {endpoint: 'tls://s:6514', roots: /r.pem, facility: audit, hostName: a}\n";
-        let strict = [("PICKET_INBOUND_PLAINTEXT", "strict"), ("PICKET_LOG_LEVEL", "info,h2=debug")];
+        let strict = [
+            ("PICKET_INBOUND_PLAINTEXT", "strict"),
+            ("PICKET_LOG_LEVEL", "info,h2=debug"),
+            ("PICKET_ACCESS_LOG_MODE", "sampled:0.25"),
+        ];
         for (text, environment) in [(EXAMPLE.to_owned(), &[][..]), (format!("{EXAMPLE}{export}"), &strict[..])] {
             let config = load(&text, environment);
             let again = load(&config.to_yaml(), &[]);
