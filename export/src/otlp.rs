@@ -123,6 +123,19 @@ impl Shipper {
         Ok(Self { endpoint, metadata, timeout: config.timeout, resource: resource(&config.resource) })
     }
 
+    /// A way to the collector for other things than records.
+    pub(crate) fn channel(&self) -> Channel {
+        self.endpoint.connect_lazy()
+    }
+
+    pub(crate) fn metadata(&self) -> &MetadataMap {
+        &self.metadata
+    }
+
+    pub(crate) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// Sends until all senders are gone and the queue is empty. After `drain` it goes on for at most `deadline`; what
     /// is left then is counted as dropped.
     ///

@@ -27,6 +27,8 @@ pub struct State {
     pub sinks: Vec<(&'static str, Arc<export::Counters>)>,
     /// How the spool fares, where there is one.
     pub spool: Option<Arc<spool::Status>>,
+    /// Metrics that are made from the records, where they are.
+    pub red: Option<Arc<export::red::Red>>,
     /// How our certificate fares.
     pub credentials: Arc<Credentials>,
     /// Whom we trust.
@@ -59,6 +61,9 @@ impl State {
             discovery_age: self.discovery.age().as_secs(),
         };
         metrics::render(&self.workers, &around, out);
+        if let Some(red) = &self.red {
+            red.prometheus(out);
+        }
     }
 }
 

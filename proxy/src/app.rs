@@ -163,6 +163,7 @@ pub fn run(config: Config) -> Result<(), Error> {
         workers: metrics.clone(),
         sinks: sinks.counters.clone(),
         spool: sinks.spool.clone(),
+        red: sources.red.as_ref().map(|(red, _)| Arc::clone(red)),
         credentials,
         trust,
         drain: drain.clone(),
@@ -192,6 +193,7 @@ struct Sources {
     otlp: Option<Source>,
     /// With the stream's id.
     syslog: Option<(export::Spooled, String)>,
+    red: Option<(Arc<export::red::Red>, export::Receiver)>,
 }
 
 /// Where the shipper takes records from.
@@ -209,8 +211,14 @@ impl Sinks {
         sinks.senders.push(sender);
         sinks.access_log =
             Some(access_log::spawn(receiver, mode.clone(), config.access_log.format).map_err(Error::System)?);
+        let red = config.metrics.as_ref().map(|metrics| {
+            let (sender, receiver) = export::queue(config.limits.record_queue_bytes);
+            sinks.counters.push(("metrics", Arc::clone(sender.counters())));
+            sinks.senders.push(sender);
+            (export::red::Red::new(metrics.red()), receiver)
+        });
         if config.export.is_none() && config.syslog.is_none() {
-            return Ok((sinks, Sources::default()));
+            return Ok((sinks, Sources { red, ..Sources::default() }));
         }
         let (sender, receiver) = export::queue(config.limits.record_queue_bytes);
         // With a spool it is the way to all of its readers, and counted with the first of them.
@@ -219,9 +227,9 @@ impl Sinks {
         sinks.senders.push(sender);
         let sources = match &config.spool {
             Some(spool) => sinks.spool(receiver, spool, config)?,
-            None => Sources { otlp: Some(Source::Queue(receiver)), syslog: None },
+            None => Sources { otlp: Some(Source::Queue(receiver)), ..Sources::default() },
         };
-        Ok((sinks, sources))
+        Ok((sinks, Sources { red, ..sources }))
     }
 
     /// Opens the spool, says what was found in it, and puts it behind the queue.
@@ -259,7 +267,7 @@ impl Sinks {
         if let Some(syslog) = syslog.as_ref().filter(|_| otlp.is_some()) {
             self.counters.push((spool::Sink::Syslog.as_str(), Arc::clone(syslog.counters())));
         }
-        Ok(Sources { otlp, syslog: syslog.map(|syslog| (syslog, stream)) })
+        Ok(Sources { otlp, syslog: syslog.map(|syslog| (syslog, stream)), red: None })
     }
 }
 
@@ -284,7 +292,7 @@ async fn control(
     workers: Vec<JoinHandle<io::Result<()>>>,
     sources: Sources,
 ) -> Result<(), Error> {
-    let Sources { otlp, syslog } = sources;
+    let Sources { otlp, syslog, red } = sources;
     let shipper = config
         .export
         .as_ref()
@@ -307,6 +315,7 @@ async fn control(
         tokio::spawn(Follower::new(&config.identity, Arc::clone(&state.credentials)).run()),
         tokio::spawn(server.run(admin::admin(state, level, mode))),
     ];
+    let measuring = red.map(|(red, receiver)| measure(config, red, receiver)).transpose()?;
     let (workers_gone, mut gone) = tokio::sync::watch::channel(());
     let mut gone_too = gone.clone();
     let delivering = syslog.map(|(syslog, spooled)| {
@@ -349,11 +358,28 @@ async fn control(
         let _aborted = task.await;
     }
     drop(workers_gone);
+    if let Some(measuring) = measuring {
+        // What it could not push is told by the records.
+        let _late = tokio::time::timeout(EXPORT_DEADLINE, measuring).await;
+    }
     for shipping in [shipping, delivering].into_iter().flatten() {
         // Each ends by itself at its deadline.
         let _shipped = shipping.await;
     }
     Ok(())
+}
+
+/// Makes metrics from the records until the last sender is gone, and pushes them where there is a collector.
+fn measure(
+    config: &Config,
+    red: Arc<export::red::Red>,
+    receiver: export::Receiver,
+) -> Result<tokio::task::JoinHandle<()>, Error> {
+    let made = tokio::spawn(Arc::clone(&red).run(receiver));
+    let (Some(export), Some(metrics)) = (&config.export, &config.metrics) else { return Ok(made) };
+    let over = async { drop(made.await) };
+    let pushing = export::red::push(red, shipping(export, None), metrics.interval, over).map_err(Error::Export)?;
+    Ok(tokio::spawn(pushing))
 }
 
 /// The syslog server with what it reads.

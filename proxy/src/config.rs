@@ -4,6 +4,7 @@
 //! (`PICKET_OUTBOUND_PORT` for `outbound.port`) override the file. An example with every key and its default is
 //! deploy/proxy.example.yaml.
 
+mod metrics;
 mod print;
 mod spool;
 mod syslog;
@@ -14,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-pub use self::{spool::Spool, syslog::Syslog};
+pub use self::{metrics::Metrics, spool::Spool, syslog::Syslog};
 use export::access_log::{Format as LineFormat, Mode};
 use identity::{SpiffeId, TrustDomain};
 use settings::{Document, HostPort, Noted, Section, Setting};
@@ -37,6 +38,8 @@ pub struct Config {
     pub discovery: PathBuf,
     /// Where records go, if anywhere.
     pub export: Option<Export>,
+    /// Metrics that are made from them, if any.
+    pub metrics: Option<Metrics>,
     /// A syslog server that gets them, too, if there is one.
     pub syslog: Option<Syslog>,
     /// Where they wait on disk for the collector and the syslog server, if anywhere.
@@ -243,6 +246,7 @@ impl Config {
             identity: identity?,
             discovery: discovery?,
             export: export?,
+            metrics: root.optional_section("metrics").map(|section| Metrics::read(&section)),
             syslog: syslog?,
             spool: spool?,
         })
@@ -419,6 +423,20 @@ mod tests {
             (format!("{spool}syslog: {{endpoint: 'tls://s:6514', privateKey: /k}}\n"), "syslog.certificate"),
         ] {
             let text = telemetry::chain(&with(&more).unwrap_err()).to_string();
+            assert!(text.contains(path), "{path} is not in {text}");
+        }
+    }
+
+    #[test]
+    fn metrics_are_named_from_closed_lists() {
+        let with = |more: &str| load(&format!("{EXAMPLE}{more}"), &[]);
+        let all = with("metrics: {maxSeries: 7}\n").unwrap().metrics.unwrap();
+        assert_eq!((all.series_max, all.include.len()), (7, export::red::NAMES.len()));
+        let one =
+            with("metrics: {include: [http.server.request.duration], attributes: []}\n").unwrap().metrics.unwrap();
+        assert_eq!((one.include.len(), one.attributes.len()), (1, 0));
+        for (more, path) in [("{include: [a]}", "metrics.include"), ("{maxSeries: 0}", "metrics.maxSeries")] {
+            let text = telemetry::chain(&with(&format!("metrics: {more}\n")).unwrap_err()).to_string();
             assert!(text.contains(path), "{path} is not in {text}");
         }
     }

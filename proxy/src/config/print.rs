@@ -51,6 +51,9 @@ impl Config {
         if let Some(export) = &self.export {
             root["export"] = export.to_json();
         }
+        if let Some(metrics) = &self.metrics {
+            root["metrics"] = metrics.to_json();
+        }
         if let Some(syslog) = &self.syslog {
             root["syslog"] = syslog.to_json();
         }
@@ -122,7 +125,8 @@ mod tests {
     fn what_is_printed_reads_as_the_same_configuration() {
         let export = "export: {endpoint: 'https://c:1', roots: /r.pem, timeout: 250ms, resource: {a.b: '0755'}}\n\
                       spool: {dir: /s, maxBytes: 1MiB, sync: always, onFull: refuse}\n\
-                      syslog: {endpoint: 'tls://s:6514', roots: /r.pem, facility: audit, hostName: a}\n";
+                      syslog: {endpoint: 'tls://s:6514', roots: /r.pem, facility: audit, hostName: a}\n\
+                      metrics: {interval: 10s, attributes: [picket.code]}\n";
         let strict = [
             ("PICKET_INBOUND_PLAINTEXT", "strict"),
             ("PICKET_LOG_LEVEL", "info,h2=debug"),
