@@ -154,11 +154,11 @@ fn shipping(export: &Export) -> export::otlp::Config {
     let mut resource = vec![("service.name".to_owned(), "picket-ca".to_owned())];
     resource.extend(export.resource.iter().cloned());
     export::otlp::Config {
-        endpoint: export.endpoint.clone(),
         headers: export.headers.clone(),
         timeout: export.timeout,
         roots: export.roots.clone(),
         resource,
+        ..export::otlp::Config::to(export.endpoint.clone())
     }
 }
 

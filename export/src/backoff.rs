@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-const MIN: Duration = Duration::from_millis(100);
-const MAX: Duration = Duration::from_secs(5);
+/// Half of it is the shortest pause, so that whoever refuses sees two attempts a second at most.
+const MIN: Duration = Duration::from_secs(1);
 
 /// The pauses of one run of failures.
 #[derive(Debug, Default)]
@@ -12,12 +12,17 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    /// The next pause: between half of its nominal length and all of it.
-    pub(crate) fn next(&mut self) -> Duration {
-        let nominal = MIN.saturating_mul(1 << self.failures.min(10)).min(MAX);
-        self.failures += 1;
-        nominal.mul_f64(0.5 + random() / 2.0)
+    /// The next pause: between half of its nominal length and all of it; the nominal length is `max` at most.
+    pub(crate) fn next(&mut self, max: Duration) -> Duration {
+        let nominal = MIN.saturating_mul(1 << self.failures.min(10)).min(max);
+        self.failures = self.failures.saturating_add(1);
+        jitter(nominal)
     }
+}
+
+/// Between half of it and all of it.
+pub(crate) fn jitter(nominal: Duration) -> Duration {
+    nominal.mul_f64(0.5 + random() / 2.0)
 }
 
 /// Between 0 and 1; spreads load, keeps no secret.
@@ -33,9 +38,10 @@ mod tests {
 
     #[test]
     fn pauses_grow_to_their_limit() {
-        let mut backoff = Backoff::default();
-        assert!(backoff.next() <= MIN);
-        let last = (0..20).map(|_| backoff.next()).last().unwrap();
-        assert!(last >= MAX / 2 && last <= MAX);
+        let (mut backoff, max) = (Backoff::default(), Duration::from_secs(5));
+        let first = backoff.next(max);
+        assert!(first >= MIN / 2 && first <= MIN);
+        let last = (0..20).map(|_| backoff.next(max)).last().unwrap();
+        assert!(last >= max / 2 && last <= max);
     }
 }

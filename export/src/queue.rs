@@ -6,7 +6,7 @@ use std::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
-    time::Instant,
+    time::{Instant, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
@@ -31,6 +31,8 @@ pub struct Counters {
     acknowledged: AtomicU64,
     rejected: AtomicU64,
     skipped: AtomicU64,
+    set_aside: AtomicU64,
+    acknowledged_at: AtomicU64,
     queued_bytes: AtomicU64,
     limit_bytes: u64,
 }
@@ -66,6 +68,16 @@ impl Counters {
         self.skipped.load(Relaxed)
     }
 
+    /// Of these, records that are kept in the set-aside file of the spool.
+    pub fn set_aside(&self) -> u64 {
+        self.set_aside.load(Relaxed)
+    }
+
+    /// When the sink took records last, in seconds since 1970 UTC; 0 before the first.
+    pub fn acknowledged_at(&self) -> u64 {
+        self.acknowledged_at.load(Relaxed)
+    }
+
     /// Bytes that wait.
     pub fn queued_bytes(&self) -> u64 {
         self.queued_bytes.load(Relaxed)
@@ -86,6 +98,13 @@ impl Counters {
 
     pub(crate) fn acknowledge(&self, records: u64) {
         self.acknowledged.fetch_add(records, Relaxed);
+        if records > 0 {
+            self.acknowledged_at.store(UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs()), Relaxed);
+        }
+    }
+
+    pub(crate) fn set_records_aside(&self, records: u64) {
+        self.set_aside.fetch_add(records, Relaxed);
     }
 
     pub(crate) fn skip(&self, records: u64) {

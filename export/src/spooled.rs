@@ -6,20 +6,26 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock, Weak,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     thread::JoinHandle,
     time::{Duration, Instant, UNIX_EPOCH},
 };
 
+use record::Severity;
 use spool::{Reader, Reason, Spool, Sync};
 use tokio::sync::Notify;
 
-use crate::{Counters, Receiver, queue::Waited};
+use crate::{Alerts, Counters, Receiver, queue::Waited};
 
 /// How often what is old or acknowledged is removed, the free disk looked at, and a failed spool opened again.
 const TICK: Duration = Duration::from_secs(1);
+/// How long there must be enough free disk before that is over.
+const DISK_CALM: Duration = Duration::from_secs(60);
+
+const SPOOL_FULL: &str = "spool_full";
+const DISK_LOW: &str = "disk_low";
 
 /// The reading end of a spool that a thread writes.
 #[derive(Debug)]
@@ -37,6 +43,7 @@ pub(crate) struct Signals {
     /// Something was synced, or the writer has ended.
     pub(crate) synced: Notify,
     pub(crate) ended: AtomicBool,
+    alerts: OnceLock<Weak<Alerts>>,
 }
 
 impl Spooled {
@@ -59,7 +66,9 @@ impl Spooled {
             Sync::Always => TICK,
             Sync::Interval(interval) => interval.min(TICK),
         };
-        let writer = Writer { receiver, spool, interval, signals: signals.clone(), lost: 0, trouble: false };
+        let (lost, trouble, full_lost, disk_low) = Default::default();
+        let signals_of = signals.clone();
+        let writer = Writer { receiver, spool, interval, signals: signals_of, lost, trouble, full_lost, disk_low };
         let mut thread = Some(std::thread::Builder::new().name("spool".to_owned()).spawn(move || writer.run())?);
         let spooled = readers.into_iter().zip(signals).map(|(reader, signals)| {
             let counters = counters.take().unwrap_or_default();
@@ -114,6 +123,12 @@ impl Spooled {
         }
     }
 
+    /// Alerts go this way. They are not kept open: they end with whoever made them.
+    pub fn alert_through(&self, alerts: &Arc<Alerts>) {
+        // Once is enough, and a second one would be the same.
+        let _set = self.signals.alerts.set(Arc::downgrade(alerts));
+    }
+
     /// Waits until everything is written and the spool is closed; to be called when the senders are gone.
     pub(crate) fn join(self) {
         // A panic there was logged by the runtime.
@@ -139,6 +154,10 @@ struct Writer {
     lost: u64,
     /// Something fails, and was said.
     trouble: bool,
+    /// Records that went because the spool was full, as of the last tick.
+    full_lost: u64,
+    /// When there was last too little free disk.
+    disk_low: Option<Instant>,
 }
 
 impl Writer {
@@ -199,9 +218,44 @@ impl Writer {
         let done = done.and_then(|()| self.spool.tick(now()));
         let fine = done.is_ok();
         self.note(done);
+        self.alert();
         if self.trouble && fine {
             self.trouble = false;
             tracing::info!("the spool takes records again; what was lost meanwhile is in gap records");
+        }
+    }
+
+    /// Says what needs a person, and when it is over.
+    fn alert(&mut self) {
+        let status = self.spool.status();
+        let lost = status.lost(Reason::SpoolFull);
+        let (bytes, limit) = (status.bytes(), status.limit_bytes());
+        let is_fuller = std::mem::replace(&mut self.full_lost, lost) < lost || status.is_full();
+        self.disk_low = if status.is_disk_low() { Some(Instant::now()) } else { self.disk_low };
+        let alerts = self.signals.iter().find_map(|signals| signals.alerts.get()?.upgrade());
+        let Some(alerts) = alerts else { return };
+        if is_fuller {
+            let detail = format!(
+                "the records that wait have {bytes} bytes of {limit} (spool.maxBytes); {lost} have gone so far. Is the                  collector away?"
+            );
+            alerts.fire(SPOOL_FULL, Severity::Warn, &detail);
+        } else if bytes <= limit / 4 * 3 {
+            alerts
+                .resolve(SPOOL_FULL, &format!("the records that wait have {bytes} bytes of {limit}; {lost} have gone"));
+        }
+        match self.disk_low {
+            Some(last) if last.elapsed() < DISK_CALM => {
+                let lost = status.lost(Reason::DiskLow);
+                let detail = format!(
+                    "the spool's file system has less free than spool.minFreeBytes; {lost} records have gone so far. Make                      room, or give the spool a file system of its own"
+                );
+                alerts.fire(DISK_LOW, Severity::Warn, &detail);
+            }
+            Some(_) => {
+                self.disk_low = None;
+                alerts.resolve(DISK_LOW, "there is enough free disk");
+            }
+            None => {}
         }
     }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use testkit::{Process, until};
+use testkit::{Mesh, Process, until};
 
 use crate::{DEADLINE, Stage};
 
@@ -38,13 +38,7 @@ impl Stage {
     /// # Errors
     /// When it ends, or does not listen in time.
     pub fn serve(&self, name: &str, command: Command, port: u16) -> Result<Process> {
-        let mut process = Process::spawn(name, command, &self.mesh.directory)?;
-        let namespace = self.mesh.pod("server")?.pod.namespace.pid();
-        until(&format!("{name} on port {port}"), DEADLINE, || {
-            process.ensure_running()?;
-            Ok(listens(namespace, port)?.then_some(()))
-        })?;
-        Ok(process)
+        serve(&self.mesh, "server", name, command, port)
     }
 
     /// nginx on the pod `server`, with the files of the run directory and its access log in `nginx.log`.
@@ -54,18 +48,44 @@ impl Stage {
     /// # Errors
     /// When it does not start.
     pub fn nginx(&self, port: u16, listen: &str, more: &str) -> Result<Process> {
-        let root = self.mesh.directory.path().display().to_string();
-        let config = format!(
-            "user root; daemon off; master_process off; pid {root}/nginx.pid; error_log stderr;\n\
-             events {{ worker_connections 4096; }}\n\
-             http {{\n  access_log {root}/nginx.log;\n  server {{\n    listen [::]:{port} ipv6only=off {listen};\n    \
-             root {root};\n    {more}\n  }}\n}}\n"
-        );
-        let file = self.mesh.directory.write("nginx.conf", &config)?;
-        let mut command = self.command("server", "nginx")?;
-        command.arg("-p").arg(&root).arg("-c").arg(file).args(["-e", "stderr"]);
-        self.serve("nginx", command, port)
+        nginx(&self.mesh, "server", "nginx", &[(port, listen)], more)
     }
+}
+
+/// Starts a program of a pod and waits until it listens on `port`.
+///
+/// # Errors
+/// When it ends, or does not listen in time.
+pub(crate) fn serve(mesh: &Mesh, pod: &str, name: &str, command: Command, port: u16) -> Result<Process> {
+    let mut process = Process::spawn(name, command, &mesh.directory)?;
+    let namespace = mesh.pod(pod)?.pod.namespace.pid();
+    until(&format!("{name} on port {port}"), DEADLINE, || {
+        process.ensure_running()?;
+        Ok(listens(namespace, port)?.then_some(()))
+    })?;
+    Ok(process)
+}
+
+/// nginx on a pod, with the files of the run directory. It listens on each of the ports, with what follows the port, such
+/// as `http2`; its files carry its name, `more` goes into the server's block.
+///
+/// # Errors
+/// When it does not start.
+pub(crate) fn nginx(mesh: &Mesh, pod: &str, name: &str, ports: &[(u16, &str)], more: &str) -> Result<Process> {
+    let root = mesh.directory.path().display().to_string();
+    let listen: String =
+        ports.iter().map(|(port, listen)| format!("    listen [::]:{port} ipv6only=off {listen};\n")).collect();
+    let config = format!(
+        "user root; daemon off; master_process off; pid {root}/{name}.pid; error_log stderr;\n\
+         events {{ worker_connections 4096; }}\n\
+         http {{\n  access_log {root}/{name}.log;\n  server {{\n{listen}    \
+         root {root};\n    {more}\n  }}\n}}\n"
+    );
+    let file = mesh.directory.write(&format!("{name}.conf"), &config)?;
+    let mut command = mesh.pod(pod)?.pod.command(0, "nginx");
+    command.arg("-p").arg(&root).arg("-c").arg(file).args(["-e", "stderr"]);
+    let (port, _) = ports.first().context("it listens nowhere")?;
+    serve(mesh, pod, name, command, *port)
 }
 
 /// Whether somebody in the network namespace of process `pid` listens on `port` (proc(5): state 0A is LISTEN).

@@ -12,6 +12,9 @@ mod wire;
 pub mod load;
 pub mod judge;
 pub mod rsyslog;
+pub mod ring;
+pub mod steady;
+pub mod streams;
 
 use std::{
     net::SocketAddr,
@@ -26,7 +29,7 @@ use testkit::{
 };
 
 pub use apps::{peer, python};
-pub use wire::{Wire, accept};
+pub use wire::{Wire, accept, dial, listen};
 
 /// How long anything may take on a loaded machine.
 pub const DEADLINE: Duration = Duration::from_secs(20);

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use testkit::until;
+use testkit::{MeshPod, until};
 
 use crate::{DEADLINE, Stage};
 
@@ -20,10 +20,7 @@ impl Stage {
     /// # Errors
     /// When the port cannot be had.
     pub fn listen(&self, pod: &str, port: u16) -> Result<TcpListener> {
-        let listener =
-            self.mesh.pod(pod)?.pod.namespace.inside(|| Ok(TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?))?;
-        listener.set_nonblocking(true)?;
-        Ok(listener)
+        listen(self.mesh.pod(pod)?, port)
     }
 
     /// Connects from a pod.
@@ -31,9 +28,27 @@ impl Stage {
     /// # Errors
     /// When nobody takes the connection.
     pub fn dial(&self, pod: &str, to: impl Into<SocketAddr>) -> Result<Wire> {
-        let to = to.into();
-        Wire::new(self.mesh.pod(pod)?.pod.namespace.inside(|| Ok(TcpStream::connect_timeout(&to, DEADLINE)?))?)
+        dial(self.mesh.pod(pod)?, to)
     }
+}
+
+/// Listens on a port of a pod, for both families.
+///
+/// # Errors
+/// When the port cannot be had.
+pub fn listen(pod: &MeshPod, port: u16) -> Result<TcpListener> {
+    let listener = pod.pod.namespace.inside(|| Ok(TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Connects from a pod.
+///
+/// # Errors
+/// When nobody takes the connection.
+pub fn dial(pod: &MeshPod, to: impl Into<SocketAddr>) -> Result<Wire> {
+    let to = to.into();
+    Wire::new(pod.pod.namespace.inside(|| Ok(TcpStream::connect_timeout(&to, DEADLINE)?))?)
 }
 
 /// Waits for the next connection.

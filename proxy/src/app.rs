@@ -92,8 +92,8 @@ fn admin_key(error: &telemetry::admin::Error) -> &'static str {
 fn export_key(error: &export::otlp::Error) -> &'static str {
     use export::otlp::Error as E;
     match error {
-        E::Endpoint(..) | E::Scheme(_) => "export.endpoint",
-        E::NoRoots(_) | E::Roots(..) => "export.roots",
+        E::NoEndpoint | E::Endpoint(..) | E::Scheme(_) | E::Path(_) | E::UserInfo => "export.endpoint",
+        E::NoRoots(_) => "export.roots",
         E::Header(_) => "export.headers",
         E::Tls(_) => "export",
     }
@@ -156,6 +156,8 @@ pub fn run(config: Config) -> Result<(), Error> {
         workers.push(start_worker(at, parts(at), &config)?);
     }
     let alerts = Arc::new(Alerts::new(Events::new(sinks.senders)));
+    let red = sources.red.as_ref().map(|(red, _)| Arc::clone(red));
+    let shipping = Shipping::new(&config, sources, &store, &alerts)?;
     let credentials = Credentials::new(&config.identity, Arc::clone(&trust), alerts);
     let state = admin::State {
         config: Arc::clone(&config),
@@ -163,13 +165,13 @@ pub fn run(config: Config) -> Result<(), Error> {
         workers: metrics.clone(),
         sinks: sinks.counters.clone(),
         spool: sinks.spool.clone(),
-        red: sources.red.as_ref().map(|(red, _)| Arc::clone(red)),
+        red,
         credentials,
         trust,
         drain: drain.clone(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::System)?;
-    runtime.block_on(control(&config, state, level, mode, signal, workers, sources))?;
+    runtime.block_on(control(&config, state, level, mode, signal, workers, shipping))?;
     // With the background tasks go the last senders of records.
     drop(runtime);
     if let Some(access_log) = sinks.access_log {
@@ -290,16 +292,9 @@ async fn control(
     mode: ModeHandle,
     signal: DrainSignal,
     workers: Vec<JoinHandle<io::Result<()>>>,
-    sources: Sources,
+    parts: Shipping,
 ) -> Result<(), Error> {
-    let Sources { otlp, syslog, red } = sources;
-    let shipper = config
-        .export
-        .as_ref()
-        .map(|export| export::otlp::Shipper::new(shipping(export, otlp.as_ref())))
-        .transpose()
-        .map_err(Error::Export)?;
-    let syslog = syslog_of(config, syslog)?;
+    let Shipping { otlp, syslog, red } = parts;
     let server = telemetry::admin::Server::bind(config.admin.address, config.admin.socket.as_deref())
         .await
         .map_err(Error::Admin)?;
@@ -315,14 +310,14 @@ async fn control(
         tokio::spawn(Follower::new(&config.identity, Arc::clone(&state.credentials)).run()),
         tokio::spawn(server.run(admin::admin(state, level, mode))),
     ];
-    let measuring = red.map(|(red, receiver)| measure(config, red, receiver)).transpose()?;
+    let measuring = red.map(|measured| measure(config, measured)).transpose()?;
     let (workers_gone, mut gone) = tokio::sync::watch::channel(());
     let mut gone_too = gone.clone();
     let delivering = syslog.map(|(syslog, spooled)| {
         let gone = async move { while gone_too.changed().await.is_ok() {} };
         tokio::spawn(syslog.run(spooled, gone, EXPORT_DEADLINE))
     });
-    let shipping = otlp.zip(shipper).map(|(source, shipper)| {
+    let shipping = otlp.map(|(source, shipper)| {
         tokio::spawn(async move {
             let gone = async move { while gone.changed().await.is_ok() {} };
             match source {
@@ -369,25 +364,57 @@ async fn control(
     Ok(())
 }
 
-/// Makes metrics from the records until the last sender is gone, and pushes them where there is a collector.
-fn measure(
-    config: &Config,
+/// What ships records, each with where it takes them from.
+struct Shipping {
+    otlp: Option<(Source, export::otlp::Shipper)>,
+    syslog: Option<(export::syslog::Syslog, export::Spooled)>,
+    red: Option<Measured>,
+}
+
+/// Metrics, what they are made from, and the collector that they are pushed to.
+struct Measured {
     red: Arc<export::red::Red>,
     receiver: export::Receiver,
-) -> Result<tokio::task::JoinHandle<()>, Error> {
+    collector: Option<export::otlp::Config>,
+}
+
+impl Shipping {
+    fn new(
+        config: &Config,
+        sources: Sources,
+        store: &Arc<identity::Store>,
+        alerts: &Arc<Alerts>,
+    ) -> Result<Self, Error> {
+        let collector = || config.export.as_ref().map(|export| export.shipping(vec![service_name()], store));
+        let red = sources.red.map(|(red, receiver)| Measured { red, receiver, collector: collector() });
+        let syslog = sources.syslog.map(|source| syslog_of(config, source, alerts)).transpose()?;
+        let otlp = sources.otlp.map(|source| shipping(config, source, store, alerts)).transpose()?;
+        Ok(Self { otlp, syslog: syslog.flatten(), red })
+    }
+}
+
+fn service_name() -> (String, String) {
+    ("service.name".to_owned(), "picket-proxy".to_owned())
+}
+
+/// Makes metrics from the records until the last sender is gone, and pushes them where there is a collector.
+fn measure(config: &Config, measured: Measured) -> Result<tokio::task::JoinHandle<()>, Error> {
+    let Measured { red, receiver, collector } = measured;
     let made = tokio::spawn(Arc::clone(&red).run(receiver));
-    let (Some(export), Some(metrics)) = (&config.export, &config.metrics) else { return Ok(made) };
+    let (Some(collector), Some(metrics)) = (collector, &config.metrics) else { return Ok(made) };
     let over = async { drop(made.await) };
-    let pushing = export::red::push(red, shipping(export, None), metrics.interval, over).map_err(Error::Export)?;
+    let pushing = export::red::push(red, collector, metrics.interval, over).map_err(Error::Export)?;
     Ok(tokio::spawn(pushing))
 }
 
 /// The syslog server with what it reads.
 fn syslog_of(
     config: &Config,
-    source: Option<(export::Spooled, String)>,
+    (spooled, stream): (export::Spooled, String),
+    alerts: &Arc<Alerts>,
 ) -> Result<Option<(export::syslog::Syslog, export::Spooled)>, Error> {
-    let Some((settings, (spooled, stream))) = config.syslog.as_ref().zip(source) else { return Ok(None) };
+    let Some(settings) = &config.syslog else { return Ok(None) };
+    spooled.alert_through(alerts);
     let resource = config.export.iter().flat_map(|export| export.resource.iter().cloned());
     let resource = std::iter::once((record::key::STREAM.to_owned(), stream)).chain(resource).collect();
     let syslog = export::syslog::Syslog::new(settings.delivery(resource)).map_err(Error::Syslog)?;
@@ -398,21 +425,23 @@ fn signal_of(kind: SignalKind) -> Result<tokio::signal::unix::Signal, Error> {
     signal(kind).map_err(Error::System)
 }
 
-fn shipping(export: &crate::config::Export, source: Option<&Source>) -> export::otlp::Config {
-    let stream = source.and_then(|source| match source {
-        Source::Spool(_, stream) => Some((record::key::STREAM.to_owned(), stream.clone())),
-        Source::Queue(_) => None,
-    });
-    export::otlp::Config {
-        endpoint: export.endpoint.clone(),
-        headers: export.headers.clone(),
-        timeout: export.timeout,
-        roots: export.roots.clone(),
-        resource: std::iter::once(("service.name".to_owned(), "picket-proxy".to_owned()))
-            .chain(stream)
-            .chain(export.resource.iter().cloned())
-            .collect(),
+/// Puts a shipper behind the source of its records.
+fn shipping(
+    config: &Config,
+    source: Source,
+    store: &Arc<identity::Store>,
+    alerts: &Arc<Alerts>,
+) -> Result<(Source, export::otlp::Shipper), Error> {
+    let mut resource = vec![service_name()];
+    if let Source::Spool(spooled, stream) = &source {
+        resource.push((record::key::STREAM.to_owned(), stream.clone()));
+        spooled.alert_through(alerts);
     }
+    let none = export::otlp::Error::NoEndpoint;
+    let export = config.export.as_ref().ok_or(Error::Export(none))?;
+    let mut shipper = export::otlp::Shipper::new(export.shipping(resource, store)).map_err(Error::Export)?;
+    shipper.alert_through(alerts);
+    Ok((source, shipper))
 }
 
 /// Unlike in any other process or worker; not a secret.

@@ -4,6 +4,7 @@
 //! (`PICKET_OUTBOUND_PORT` for `outbound.port`) override the file. An example with every key and its default is
 //! deploy/proxy.example.yaml.
 
+mod export;
 mod metrics;
 mod print;
 mod spool;
@@ -15,8 +16,14 @@ use std::{
     time::Duration,
 };
 
-pub use self::{metrics::Metrics, spool::Spool, syslog::Syslog};
-use export::access_log::{Format as LineFormat, Mode};
+use self::export::Variables;
+pub use self::{
+    export::{ClientCertificate, Export},
+    metrics::Metrics,
+    spool::Spool,
+    syslog::Syslog,
+};
+use ::export::access_log::{Format as LineFormat, Mode};
 use identity::{SpiffeId, TrustDomain};
 use settings::{Document, HostPort, Noted, Section, Setting};
 use telemetry::log::Format as LogFormat;
@@ -107,35 +114,6 @@ pub struct Identity {
     pub state_dir: Option<PathBuf>,
 }
 
-/// An OTLP collector.
-#[derive(Clone)]
-pub struct Export {
-    /// `https://host:port`, or `http://host:port` for clear text.
-    pub endpoint: String,
-    /// Roots of the collector's certificate, PEM; `https` needs them.
-    pub roots: Option<PathBuf>,
-    /// Headers for every call, such as an API key.
-    pub headers: Vec<(String, String)>,
-    /// How long one call may take.
-    pub timeout: Duration,
-    /// Attributes of the resource, such as `k8s.pod.name`.
-    pub resource: Vec<(String, String)>,
-}
-
-impl std::fmt::Debug for Export {
-    /// Header values are often credentials: only their names are shown.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let headers: Vec<_> = self.headers.iter().map(|(name, _)| name).collect();
-        f.debug_struct("Export")
-            .field("endpoint", &self.endpoint)
-            .field("roots", &self.roots)
-            .field("headers", &headers)
-            .field("timeout", &self.timeout)
-            .field("resource", &self.resource)
-            .finish()
-    }
-}
-
 /// The log of connections and requests on stdout.
 #[derive(Debug, Clone)]
 pub struct AccessLog {
@@ -210,17 +188,20 @@ impl Config {
     /// # Errors
     /// All mistakes together.
     pub fn load(path: Option<&Path>, environment: impl IntoIterator<Item = (String, String)>) -> Result<Self, Error> {
-        Ok(Document::load(path, "PICKET_", environment)?.read(Self::read)?)
+        let environment: Vec<_> = environment.into_iter().collect();
+        let variables = Variables::new(&environment);
+        Ok(Document::load(path, "PICKET_", environment)?.read(|root| Self::read(root, &variables))?)
     }
 
-    fn read(root: &Section<'_>) -> Result<Self, Noted> {
+    fn read(root: &Section<'_>, variables: &Variables) -> Result<Self, Noted> {
         let trust_domain = root
             .required_with("trustDomain", "a trust domain such as example.org", |scalar| scalar.text()?.parse().ok());
         let outbound = Outbound { port: root.section("outbound").default("port", 15001) };
         let inbound = Inbound::read(&root.section("inbound"), &outbound);
         let identity = Identity::read(&root.section("identity"));
         let discovery = root.section("discovery").required("file");
-        let export = root.optional_section("export").map(|section| Export::read(&section)).transpose();
+        let export = root.optional_section("export").or_else(|| variables.enable().then(|| root.section("export")));
+        let export = export.map(|section| Export::read(&section, variables)).transpose();
         let spool = root.optional_section("spool").map(|section| Spool::read(&section)).transpose();
         let syslog = root.optional_section("syslog").map(|section| Syslog::read(&section)).transpose();
         if matches!((&export, &syslog, &spool), (Ok(None), Ok(None), Ok(Some(_)))) {
@@ -301,26 +282,6 @@ impl Identity {
     }
 }
 
-impl Export {
-    fn read(section: &Section<'_>) -> Result<Self, Noted> {
-        let endpoint =
-            section.required_with("endpoint", "https://host:port, or http://host:port for clear text", |scalar| {
-                scalar
-                    .text()
-                    .filter(|text| text.starts_with("https://") || text.starts_with("http://"))
-                    .map(str::to_owned)
-            });
-        let (headers, resource) = (section.map::<String>("headers"), section.map::<String>("resource"));
-        Ok(Self {
-            roots: section.optional("roots"),
-            headers: headers.into_iter().collect(),
-            timeout: section.default("timeout", Duration::from_secs(10)),
-            resource: resource.into_iter().collect(),
-            endpoint: endpoint?,
-        })
-    }
-}
-
 impl AccessLog {
     fn read(section: &Section<'_>) -> Self {
         let expected = "off, errors, all, or sampled:RATE with a rate from 0.000001 to 1";
@@ -376,8 +337,11 @@ mod tests {
     const EXAMPLE: &str = include_str!("../../deploy/proxy.example.yaml");
 
     fn load(text: &str, environment: &[(&str, &str)]) -> Result<Config, Error> {
-        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        Ok(Document::parse("proxy.yaml", text, "PICKET_", environment)?.read(Config::read)?)
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let environment: Vec<_> = environment.iter().map(owned).collect();
+        let variables = Variables::new(&environment);
+        let document = Document::parse("proxy.yaml", text, "PICKET_", environment)?;
+        Ok(document.read(|root| Config::read(root, &variables))?)
     }
 
     #[test]
@@ -431,7 +395,7 @@ mod tests {
     fn metrics_are_named_from_closed_lists() {
         let with = |more: &str| load(&format!("{EXAMPLE}{more}"), &[]);
         let all = with("metrics: {maxSeries: 7}\n").unwrap().metrics.unwrap();
-        assert_eq!((all.series_max, all.include.len()), (7, export::red::NAMES.len()));
+        assert_eq!((all.series_max, all.include.len()), (7, ::export::red::NAMES.len()));
         let one =
             with("metrics: {include: [http.server.request.duration], attributes: []}\n").unwrap().metrics.unwrap();
         assert_eq!((one.include.len(), one.attributes.len()), (1, 0));

@@ -78,6 +78,20 @@ pub const CATALOGUE: &[Metric] = &[
         &["sink"],
         "Records that the sink was told to leave out: those without a line in the access log.",
     ),
+    metric(
+        "picket_records_set_aside_total",
+        Kind::Counter,
+        "{record}",
+        &["sink"],
+        "Of the rejected records, those that are kept in the set-aside file.",
+    ),
+    metric(
+        "picket_records_acknowledged_timestamp_seconds",
+        Kind::Gauge,
+        "s",
+        &["sink"],
+        "When the sink took records last, in seconds since 1970 UTC; 0 before the first.",
+    ),
     metric("picket_record_queue_bytes", Kind::Gauge, "By", &["sink"], "Bytes that wait in a queue."),
     metric("picket_record_queue_limit_bytes", Kind::Gauge, "By", &["sink"], "Bytes that may wait in a queue."),
     metric(
@@ -351,7 +365,8 @@ fn of_direction(family: &mut Family<'_>, name: &str, workers: &[Arc<WorkerMetric
 fn of_spool(family: &mut Family<'_>, name: &str, status: &spool::Status) {
     let number = match name {
         "picket_spool_records_lost_total" => {
-            for reason in spool::Reason::ALL {
+            // What is set aside is not at the collector, but it is not lost.
+            for reason in spool::Reason::ALL.into_iter().filter(|reason| *reason != spool::Reason::SetAside) {
                 family.sample(&[reason.as_str()], status.lost(reason));
             }
             return;
@@ -372,6 +387,8 @@ fn queue_number(name: &str, counters: &export::Counters) -> u64 {
         "picket_records_acknowledged_total" => counters.acknowledged(),
         "picket_records_rejected_total" => counters.rejected(),
         "picket_records_skipped_total" => counters.skipped(),
+        "picket_records_set_aside_total" => counters.set_aside(),
+        "picket_records_acknowledged_timestamp_seconds" => counters.acknowledged_at(),
         "picket_record_queue_bytes" => counters.queued_bytes(),
         _ => counters.limit_bytes(),
     }

@@ -36,6 +36,8 @@ impl EventName {
 pub enum Value<'a> {
     /// A text of at most 1 KiB; longer ones are cut and marked.
     Text(&'a str),
+    /// Certificates, encoded as text, of at most [`otlp::CERTIFICATES_BYTES_MAX`] bytes; cut and marked like any other.
+    Certificates(&'a str),
     /// A whole number.
     Int(u64),
     /// A truth value.
@@ -71,6 +73,7 @@ impl Event<'_> {
             for (key, value) in self.attributes.iter().take(64) {
                 match value {
                     Value::Text(text) => attributes.text(key, text),
+                    Value::Certificates(text) => attributes.text_of(key, text, otlp::CERTIFICATES_BYTES_MAX),
                     Value::Int(number) => attributes.int(key, *number),
                     Value::Bool(truth) => attributes.boolean(key, *truth),
                 }

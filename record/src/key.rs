@@ -154,10 +154,15 @@ pub const GAP_RECORDS: &str = "picket.gap.records";
 pub const GAP_SINCE: &str = "picket.gap.since";
 /// And not after this.
 pub const GAP_UNTIL: &str = "picket.gap.until";
-/// `spool_full`, `age`, `disk_low`, `queue_full`, `write_failed`, `sync_failed`, `damaged`, `vanished` or `malformed`.
+/// `spool_full`, `age`, `disk_low`, `queue_full`, `write_failed`, `sync_failed`, `damaged`, `vanished`, `malformed`,
+/// `set_aside`, `refused` or `partly_refused`.
 pub const GAP_REASON: &str = "picket.gap.reason";
 /// Which sink alone lacks them, `otlp` or `syslog`; absent when none has them.
 pub const GAP_SINK: &str = "picket.gap.sink";
+/// Where the records stood in the chain: the digest before the first of them, hexadecimal, if it is known.
+pub const GAP_DIGEST_BEFORE: &str = "picket.gap.digest.before";
+/// And the digest after the last one.
+pub const GAP_DIGEST_AFTER: &str = "picket.gap.digest.after";
 /// Number of the first record that is sealed.
 pub const CHECKPOINT_FIRST: &str = "picket.checkpoint.first";
 /// Number of the last one.
@@ -168,6 +173,12 @@ pub const CHECKPOINT_DIGEST: &str = "picket.checkpoint.digest";
 pub const CHECKPOINT_SIGNATURE: &str = "picket.checkpoint.signature";
 /// The leaf whose key signed, base64 of its DER.
 pub const CHECKPOINT_CERTIFICATE: &str = "picket.checkpoint.certificate";
+/// The certificates between the leaf and a root, base64 of their DER, with commas between them.
+pub const CHECKPOINT_ISSUERS: &str = "picket.checkpoint.issuers";
+/// The stream, as it was signed.
+pub const CHECKPOINT_STREAM: &str = "picket.checkpoint.stream";
+/// Chain digest before the first one, hexadecimal.
+pub const CHECKPOINT_BEFORE: &str = "picket.checkpoint.digest.before";
 
 /// Names and meanings, in the order of the documented table.
 pub const ALL: &[(&str, &str)] = &[
@@ -258,14 +269,22 @@ pub const EVENTS: &[(&str, &str)] = &[
     (GAP_UNTIL, "and not after this"),
     (
         GAP_REASON,
-        "`spool_full`, `age`, `disk_low`, `queue_full`, `write_failed`, `sync_failed`, `damaged`, `vanished` or `malformed`",
+        "`spool_full`, `age`, `disk_low`, `queue_full`, `write_failed`, `sync_failed`, `damaged`, `vanished`, `malformed`, `set_aside`, `refused` or `partly_refused`",
     ),
     (GAP_SINK, "which sink alone lacks them, `otlp` or `syslog`; absent when none has them"),
+    (
+        GAP_DIGEST_BEFORE,
+        "where the records stood in the chain: the digest before the first of them, hexadecimal, if it is known",
+    ),
+    (GAP_DIGEST_AFTER, "and the digest after the last one"),
+    (CHECKPOINT_STREAM, "the stream, as it was signed; as in the resource"),
     (CHECKPOINT_FIRST, "number of the first record that is sealed"),
     (CHECKPOINT_LAST, "number of the last one"),
+    (CHECKPOINT_BEFORE, "chain digest before the first one, hexadecimal"),
     (CHECKPOINT_DIGEST, "chain digest after the last one, hexadecimal (docs/formats/segment.md)"),
-    (CHECKPOINT_SIGNATURE, "signature by the workload's own key, base64"),
+    (CHECKPOINT_SIGNATURE, "signature by the workload's own key, base64 (docs/formats/evidence.md)"),
     (CHECKPOINT_CERTIFICATE, "the leaf whose key signed, base64 of its DER"),
+    (CHECKPOINT_ISSUERS, "the certificates between the leaf and a root, base64 of their DER, with commas between them"),
     (LOG_RECORD_UID, "ULID of the record; the same in every copy"),
     (SEQUENCE, "number of the record in its stream, from 1; a missing number is a missing record"),
     (STREAM, "attribute of the resource: whose numbers these are"),

@@ -17,6 +17,7 @@ mod request;
 mod event;
 pub mod field;
 pub mod line;
+pub mod rebuild;
 
 pub use code::{Code, Side, Step};
 pub use connection::{ClosedBy, Connection, State};

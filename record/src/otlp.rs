@@ -6,6 +6,8 @@
 
 /// Bytes of a path at most; longer ones are cut and marked.
 pub const PATH_BYTES_MAX: usize = 8 * 1024;
+/// Bytes of certificates in an event at most, as text.
+pub const CERTIFICATES_BYTES_MAX: usize = 12 * 1024;
 /// Bytes of any other text at most.
 pub const TEXT_BYTES_MAX: usize = 1024;
 
@@ -97,9 +99,13 @@ impl<'a> Attributes<'a> {
 
     /// A number, here always of seconds.
     pub fn seconds(&mut self, key: &str, value: std::time::Duration) {
+        self.double(key, value.as_secs_f64());
+    }
+
+    pub(crate) fn double(&mut self, key: &str, value: f64) {
         self.value(key, |out| {
             out.push(tag(4, FIXED64));
-            out.extend_from_slice(&value.as_secs_f64().to_le_bytes());
+            out.extend_from_slice(&value.to_le_bytes());
         });
     }
 
@@ -180,26 +186,43 @@ pub(crate) fn record_field(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) 
 /// Appends one finished `ScopeLogs.log_records` field.
 pub(crate) fn log_record(out: &mut Vec<u8>, head: &Head, attributes: impl FnOnce(Attributes<'_>)) {
     record_field(out, |out| {
-        out.push(tag(1, FIXED64));
-        out.extend_from_slice(&head.time_unix_nano.to_le_bytes());
         let (number, text) = match head.severity {
             Severity::Info => (9, "INFO"),
             Severity::Warn => (13, "WARN"),
         };
-        out.extend_from_slice(&[tag(2, VARINT), number, tag(3, BYTES), text.len() as u8]);
-        out.extend_from_slice(text.as_bytes());
+        begin(out, head.time_unix_nano, number, text);
         attributes(Attributes::new(out));
-        if let Some((trace_id, span_id, flags)) = head.trace {
-            out.push(tag(8, FIXED32));
-            out.extend_from_slice(&u32::from(flags).to_le_bytes());
-            out.extend_from_slice(&[tag(9, BYTES), 16]);
-            out.extend_from_slice(&trace_id);
-            out.extend_from_slice(&[tag(10, BYTES), 8]);
-            out.extend_from_slice(&span_id);
-        }
-        out.push(tag(11, FIXED64));
-        out.extend_from_slice(&head.time_unix_nano.to_le_bytes());
-        out.extend_from_slice(&[tag(12, BYTES), head.event_name.len() as u8]);
-        out.extend_from_slice(head.event_name.as_bytes());
+        let trace = head.trace.map(|(trace, span, flags)| (trace, span, u32::from(flags)));
+        end(out, trace, head.time_unix_nano, head.event_name);
     });
+}
+
+/// What stands before the attributes.
+pub(crate) fn begin(out: &mut Vec<u8>, time: u64, severity: u32, severity_text: &str) {
+    out.push(tag(1, FIXED64));
+    out.extend_from_slice(&time.to_le_bytes());
+    out.push(tag(2, VARINT));
+    varint(out, u64::from(severity));
+    text(out, 3, severity_text);
+}
+
+/// What stands behind them.
+pub(crate) fn end(out: &mut Vec<u8>, trace: Option<([u8; 16], [u8; 8], u32)>, observed: u64, event_name: &str) {
+    if let Some((trace_id, span_id, flags)) = trace {
+        out.push(tag(8, FIXED32));
+        out.extend_from_slice(&flags.to_le_bytes());
+        out.extend_from_slice(&[tag(9, BYTES), 16]);
+        out.extend_from_slice(&trace_id);
+        out.extend_from_slice(&[tag(10, BYTES), 8]);
+        out.extend_from_slice(&span_id);
+    }
+    out.push(tag(11, FIXED64));
+    out.extend_from_slice(&observed.to_le_bytes());
+    text(out, 12, event_name);
+}
+
+fn text(out: &mut Vec<u8>, field: u8, text: &str) {
+    out.push(tag(field, BYTES));
+    varint(out, text.len() as u64);
+    out.extend_from_slice(text.as_bytes());
 }

@@ -192,7 +192,83 @@ fn a_numbered_record_is_the_same_record_with_its_number() {
     assert!(field::append_numbered(&mut untouched, &vec![0; field::BYTES_MAX], 1).is_err() && untouched.is_empty());
 }
 
+/// The numbered record, rebuilt from what another implementation reads in it.
+fn rebuilt(numbered: &[u8]) -> Vec<u8> {
+    let (record, mut out) = (decode(numbered).remove(0), Vec::new());
+    let attributes: Vec<_> = record
+        .attributes
+        .iter()
+        .map(|attribute| {
+            let value = match attribute.value.as_ref().unwrap().value.as_ref().unwrap() {
+                Value::StringValue(text) => line::Attribute::Text(text),
+                Value::BoolValue(truth) => line::Attribute::Bool(*truth),
+                Value::IntValue(number) => line::Attribute::Int(*number),
+                Value::DoubleValue(number) => line::Attribute::Double(*number),
+                other @ (Value::ArrayValue(_)
+                | Value::KvlistValue(_)
+                | Value::BytesValue(_)
+                | Value::StringValueStrindex(_)) => {
+                    panic!("{other:?} is in no record")
+                }
+            };
+            (attribute.key.as_str(), value)
+        })
+        .collect();
+    let trace = (!record.trace_id.is_empty()).then(|| {
+        let (trace, span) = (record.trace_id.as_slice(), record.span_id.as_slice());
+        (trace.try_into().unwrap(), span.try_into().unwrap(), record.flags)
+    });
+    let head = rebuild::Head {
+        time_unix_nano: record.time_unix_nano,
+        observed_time_unix_nano: record.observed_time_unix_nano,
+        severity_number: record.severity_number as u32,
+        severity_text: &record.severity_text,
+        event_name: &record.event_name,
+        trace,
+    };
+    rebuild::append(&mut out, &head, &attributes).unwrap();
+    out
+}
+
+#[test]
+fn what_no_record_of_ours_holds_is_not_rebuilt() {
+    let head = rebuild::Head {
+        time_unix_nano: 1,
+        observed_time_unix_nano: 1,
+        severity_number: 9,
+        severity_text: "INFO",
+        event_name: "picket.request",
+        trace: None,
+    };
+    let number = (key::SEQUENCE, line::Attribute::Int(1));
+    let long = "x".repeat(1 << 14);
+    let many = vec![("a", line::Attribute::Text(&long[..1 << 13])); 300];
+    for attributes in [
+        vec![],
+        vec![(key::SEQUENCE, line::Attribute::Text("1"))],
+        vec![number, ("a", line::Attribute::Bool(true))],
+        vec![("a", line::Attribute::Text(&long)), number],
+        [many, vec![number]].concat(),
+    ] {
+        let mut out = Vec::new();
+        assert!(rebuild::append(&mut out, &head, &attributes).is_err() && out.is_empty());
+    }
+}
+
 proptest! {
+    #[test]
+    fn a_record_that_was_read_elsewhere_is_rebuilt_byte_by_byte(
+        path in ".{0,300}", detail in proptest::option::of(".{0,1500}"), seconds in any::<u32>(), nanos in 0u32..1_000_000_000,
+        sequence in any::<u64>(), bytes in any::<u64>(), trace in proptest::option::of(any::<([u8; 16], [u8; 8], u8)>()),
+    ) {
+        let (context, mut out, mut numbered) = (context(), Vec::new(), Vec::new());
+        let duration = Duration::new(seconds.into(), nanos);
+        let whole = request(&context, &path, detail.as_deref());
+        Request { duration, trace, response_body_bytes: bytes, ..whole }.encode(&mut out);
+        field::append_numbered(&mut numbered, field::contents(&out).next().unwrap().unwrap(), sequence).unwrap();
+        prop_assert_eq!(rebuilt(&numbered), numbered);
+    }
+
     #[test]
     fn any_text_survives_or_is_marked_as_cut(path in "\\PC{0,3000}", detail in ".{0,2000}") {
         let (context, mut out) = (context(), Vec::new());

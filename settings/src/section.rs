@@ -178,6 +178,14 @@ impl<'d> Section<'d> {
         }
     }
 
+    /// As [`Section::refuse`], for a value of `name` that came from a variable of somebody else's naming, such as
+    /// `OTEL_EXPORTER_OTLP_ENDPOINT`; `seen` must not be a secret.
+    pub fn refuse_from(&self, name: &str, variable: &str, seen: &str, expected: &str) -> Noted {
+        self.document.know(&self.path, name);
+        let seen = Scalar::Variable(seen).to_string();
+        self.bad_value_from(join(&self.path, name), seen, expected, Some(variable))
+    }
+
     /// The value in the file; null counts as absent, as in Kubernetes.
     fn value(&self, name: &str) -> Option<&'d Value> {
         self.map.and_then(|map| map.get(name)).filter(|value| !value.is_null())

@@ -25,11 +25,17 @@ pub enum Reason {
     Vanished,
     /// They were no records.
     Malformed,
+    /// The collector refused them for good; they are kept in the set-aside file.
+    SetAside,
+    /// The collector refused them for good, and they could not be kept.
+    Refused,
+    /// The collector took the others and refused this many, without saying which.
+    PartlyRefused,
 }
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::SpoolFull,
         Self::Age,
         Self::DiskLow,
@@ -39,7 +45,15 @@ impl Reason {
         Self::Damaged,
         Self::Vanished,
         Self::Malformed,
+        Self::SetAside,
+        Self::Refused,
+        Self::PartlyRefused,
     ];
+
+    /// True where the reading side finds the loss: it would find it again after a restart before the cursor has moved.
+    pub(crate) const fn is_found_reading(self) -> bool {
+        matches!(self, Self::Damaged | Self::SetAside | Self::Refused | Self::PartlyRefused)
+    }
 
     /// The word in records and labels.
     pub const fn as_str(self) -> &'static str {
@@ -53,6 +67,9 @@ impl Reason {
             Self::Damaged => "damaged",
             Self::Vanished => "vanished",
             Self::Malformed => "malformed",
+            Self::SetAside => "set_aside",
+            Self::Refused => "refused",
+            Self::PartlyRefused => "partly_refused",
         }
     }
 }

@@ -30,7 +30,7 @@ pub use append::{Spool, Tip};
 pub use chain::next as chain;
 pub use gap::{Gap, Reason};
 pub use recover::{Recovery, Torn};
-pub use replay::{Chunk, Damage, Reader};
+pub use replay::{Chunk, Damage, Reader, SET_ASIDE};
 pub use segment::{Entry, Header, Kind, Scan, Scanned};
 pub use shared::Status;
 pub use sink::Sink;

@@ -12,6 +12,8 @@ use crate::{
     storage,
 };
 
+/// Records that the collector has refused for good: OTLP/JSON, one request a line.
+pub const SET_ASIDE: &str = "set-aside.jsonl";
 /// Bytes of a segment that are read at once, at least.
 const WINDOW_BYTES: usize = 256 << 10;
 
@@ -274,8 +276,8 @@ impl Reader {
             consumer.taken = consumer.taken.max(chunk.next);
             consumer.unwritten = true;
         }
-        // Damage that the chunk went past is found again after a restart, until it is reported.
-        let unreported = state.unreported.iter().any(|gap| gap.reason == Reason::Damaged && gap.first < chunk.next);
+        // What was found on the way is found again after a restart, until it is reported.
+        let unreported = state.unreported.iter().any(|gap| gap.reason.is_found_reading() && gap.first < chunk.next);
         if unreported {
             return Ok(());
         }
@@ -284,6 +286,37 @@ impl Reader {
         stored.map_err(storage("the cursor cannot be written"))?;
         consumer.unwritten = false;
         Ok(())
+    }
+
+    /// The collector will not take `records` of those with the numbers from `first` to `last`: a gap says so.
+    pub fn refuse(&self, (first, last): (u64, u64), records: u64, now: u64, reason: Reason) {
+        let mut state = self.shared.lock();
+        let since = state.consumer(self.sink).map_or(0, |consumer| consumer.cursor.time);
+        // Another sink has them, or will.
+        let sink = (state.consumers.len() > 1).then_some(self.sink);
+        drop(state);
+        self.shared.lose(Gap { first, last, records, since, until: now, reason, sink });
+    }
+
+    /// Keeps what the collector has refused, in a file of its own beside the segments ([`SET_ASIDE`]); false when there is no
+    /// room: it may have a sixteenth of what the segments may have. Durable when this returns. Whoever reads it may take
+    /// the file away; the next one begins anew.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn set_aside(&self, line: &[u8]) -> Result<bool, Error> {
+        let failed = || storage("the set-aside file cannot be written");
+        let store = &self.shared.storage;
+        let length = match store.length(SET_ASIDE) {
+            Ok(length) => length,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(failed()(error)),
+        };
+        let fits = length + line.len() as u64 <= self.status().limit_bytes() / 16;
+        if fits {
+            store.write_at(SET_ASIDE, length, line, true).map_err(failed())?;
+        }
+        Ok(fits)
     }
 
     /// What was lost and is not reported yet.

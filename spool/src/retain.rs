@@ -37,6 +37,7 @@ impl Spool {
             Ok::<_, Error>(free < spool.config.min_free_bytes)
         };
         self.disk_low = low(self)?;
+        self.shared.status.disk_low.store(self.disk_low, Relaxed);
         while self.disk_low && self.config.on_full == OnFull::DropOldest && self.drop_oldest(Reason::DiskLow)? {
             self.disk_low = low(self)?;
         }

@@ -139,6 +139,7 @@ pub struct Status {
     pub(crate) bytes: AtomicU64,
     pub(crate) oldest_unsent: [AtomicU64; Sink::ALL.len()],
     pub(crate) full: AtomicBool,
+    pub(crate) disk_low: AtomicBool,
     limit_bytes: u64,
 }
 
@@ -182,6 +183,11 @@ impl Status {
     /// As [`Self::oldest_unsent`], for one sink.
     pub fn oldest_unsent_of(&self, sink: Sink) -> Option<u64> {
         Some(self.oldest_unsent[sink as usize].load(Relaxed)).filter(|time| *time > 0)
+    }
+
+    /// True when there was less free disk than there should be, when it was looked at last.
+    pub fn is_disk_low(&self) -> bool {
+        self.disk_low.load(Relaxed)
     }
 
     /// True while the policy is to refuse and there is no room, or nothing can be written: no more traffic, please.

@@ -92,6 +92,27 @@ impl Collector {
         self.state.lock().iter().filter(|record| matches(record)).cloned().collect()
     }
 
+    /// Takes out what was received so far.
+    pub fn take(&self) -> Vec<Record> {
+        std::mem::take(&mut *self.state.lock())
+    }
+
+    /// Ends, and gives what was received and not taken: nothing that it has acknowledged is left out.
+    pub fn stop(mut self) -> Vec<Record> {
+        self.end();
+        self.take()
+    }
+
+    fn end(&mut self) {
+        if let Some(stop) = self.stop.take() {
+            // The server may have ended already.
+            let _ = stop.send(());
+        }
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+
     /// Blocks until `enough` holds for what was received, and gives it.
     ///
     /// # Errors
@@ -117,13 +138,7 @@ impl Collector {
 
 impl Drop for Collector {
     fn drop(&mut self) {
-        if let Some(stop) = self.stop.take() {
-            // The server may have ended already.
-            let _ = stop.send(());
-        }
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.end();
     }
 }
 

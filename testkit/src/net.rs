@@ -13,6 +13,7 @@ use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};
+use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::thread::LinkNameSpaceType;
@@ -87,6 +88,22 @@ impl Namespace {
             };
             scope.spawn(entered).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
+    }
+
+    /// As [`Self::inside`], on a thread that goes on; the sockets outlive the value, the namespace may not.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered; what `job` returns is the thread's.
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        job: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<JoinHandle<Result<T>>> {
+        let file = File::open(self.path()).context("the namespace is gone")?;
+        Ok(std::thread::spawn(move || {
+            rustix::thread::move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
+                .context("cannot enter the network namespace")?;
+            job()
+        }))
     }
 
     fn script(&self, script: &str) -> Result<()> {

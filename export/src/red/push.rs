@@ -2,11 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_client::MetricsServiceClient;
-use tonic::{Request, transport::Channel};
-
 use super::Red;
-use crate::otlp::{Config, Error, Shipper};
+use crate::otlp::{Config, Error, Metrics};
 
 /// Pushes every `interval`, and once more when `drain` is over.
 ///
@@ -19,9 +16,8 @@ pub fn push(
     drain: impl Future<Output = ()> + Send,
 ) -> Result<impl Future<Output = ()> + Send, Error> {
     let resource = config.resource.clone();
-    let shipper = Shipper::new(config)?;
+    let mut collector = Metrics::new(&config)?;
     Ok(async move {
-        let client = MetricsServiceClient::new(shipper.channel());
         tokio::pin!(drain);
         let mut away = false;
         loop {
@@ -29,7 +25,7 @@ pub fn push(
                 () = tokio::time::sleep(interval) => false,
                 () = &mut drain => true,
             };
-            let done = call(&shipper, client.clone(), &red, &resource).await;
+            let done = collector.send(&red.request(&resource)).await;
             match (&done, away) {
                 (Err(error), false) => {
                     tracing::warn!(error, "the collector does not take metrics; the next ones will make up for it")
@@ -43,19 +39,4 @@ pub fn push(
             }
         }
     })
-}
-
-async fn call(
-    shipper: &Shipper,
-    mut client: MetricsServiceClient<Channel>,
-    red: &Red,
-    resource: &[(String, String)],
-) -> Result<(), String> {
-    let mut request = Request::new(red.request(resource));
-    *request.metadata_mut() = shipper.metadata().clone();
-    match tokio::time::timeout(shipper.timeout(), client.export(request)).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(status)) => Err(format!("{:?}: {}", status.code(), status.message())),
-        Err(_) => Err("no answer in time".to_owned()),
-    }
 }

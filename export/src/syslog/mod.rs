@@ -18,6 +18,9 @@ use crate::{Spooled, backoff::Backoff};
 use connection::Target;
 pub use encode::Format;
 
+/// How long to wait at most before the server is tried again.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+
 /// A syslog server and what it is told.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -122,7 +125,7 @@ impl Syslog {
             if !std::mem::replace(&mut away, true) {
                 self.say_away(&error);
             }
-            tokio::time::sleep(backoff.next()).await;
+            tokio::time::sleep(backoff.next(PAUSE_MAX)).await;
         }
     }
 

@@ -4,12 +4,9 @@
 
 use std::time::Duration;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::{ACCESS_LOG_FORMATS, Config, Export, LOG_FORMATS, Limits, PLAINTEXT};
-
-/// Stands in place of a header's value.
-const HIDDEN: &str = "(hidden)";
+use super::{ACCESS_LOG_FORMATS, Config, LOG_FORMATS, Limits, PLAINTEXT};
 
 impl Config {
     /// The whole configuration as YAML, defaults included.
@@ -78,23 +75,6 @@ impl Limits {
     }
 }
 
-impl Export {
-    fn to_json(&self) -> Value {
-        let hidden: Map<_, _> = self.headers.iter().map(|(name, _)| (name.clone(), json!(HIDDEN))).collect();
-        let resource: Map<_, _> = self.resource.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
-        let mut section = json!({
-            "endpoint": self.endpoint,
-            "headers": hidden,
-            "timeout": duration(self.timeout),
-            "resource": resource,
-        });
-        if let Some(roots) = &self.roots {
-            section["roots"] = json!(roots);
-        }
-        section
-    }
-}
-
 /// The word that means `value`.
 pub(super) fn word<T: PartialEq>(words: &[(&'static str, T)], value: T) -> &'static str {
     words.iter().find(|(_, meaning)| *meaning == value).map_or("", |(word, _)| word)
@@ -118,12 +98,15 @@ mod tests {
 
     fn load(text: &str, environment: &[(&str, &str)]) -> Config {
         let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        Document::parse("proxy.yaml", text, "PICKET_", environment).unwrap().read(Config::read).unwrap()
+        let document = Document::parse("proxy.yaml", text, "PICKET_", environment).unwrap();
+        document.read(|root| Config::read(root, &crate::config::Variables::new(&[]))).unwrap()
     }
 
     #[test]
     fn what_is_printed_reads_as_the_same_configuration() {
-        let export = "export: {endpoint: 'https://c:1', roots: /r.pem, timeout: 250ms, resource: {a.b: '0755'}}\n\
+        let export = "export: {endpoint: 'https://c:1', fallbackEndpoints: ['https://d:1'], protocol: http/protobuf, \
+                      compression: zstd, roots: /r.pem, clientCertificate: /c.pem, clientKey: /k.pem, awayAfter: 1m, \
+                      timeout: 250ms, resource: {a.b: '0755'}}\n\
                       spool: {dir: /s, maxBytes: 1MiB, sync: always, onFull: refuse}\n\
                       syslog: {endpoint: 'tls://s:6514', roots: /r.pem, facility: audit, hostName: a}\n\
                       metrics: {interval: 10s, attributes: [picket.code]}\n";
