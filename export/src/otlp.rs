@@ -10,6 +10,7 @@ mod deliver;
 mod endpoint;
 mod json;
 mod message;
+mod metrics;
 mod tls;
 
 use std::{
@@ -25,6 +26,7 @@ use bytes::Bytes;
 use record::{key, line};
 use spool::Reason;
 
+pub(crate) use self::metrics::Metrics;
 pub use self::tls::{ClientCertificate, Error as TlsError};
 use self::{
     deliver::{Delivery, Refusal},

@@ -30,6 +30,7 @@ pub struct Counters {
     sent: AtomicU64,
     acknowledged: AtomicU64,
     rejected: AtomicU64,
+    skipped: AtomicU64,
     set_aside: AtomicU64,
     acknowledged_at: AtomicU64,
     queued_bytes: AtomicU64,
@@ -60,6 +61,11 @@ impl Counters {
     /// Records that the sink refused for good.
     pub fn rejected(&self) -> u64 {
         self.rejected.load(Relaxed)
+    }
+
+    /// Records that the sink was told to leave out.
+    pub fn skipped(&self) -> u64 {
+        self.skipped.load(Relaxed)
     }
 
     /// Of these, records that are kept in the set-aside file of the spool.
@@ -100,6 +106,10 @@ impl Counters {
 
     pub(crate) fn set_records_aside(&self, records: u64) {
         self.set_aside.fetch_add(records, Relaxed);
+    }
+
+    pub(crate) fn skip(&self, records: u64) {
+        self.skipped.fetch_add(records, Relaxed);
     }
 
     pub(crate) fn reject(&self, records: u64) {

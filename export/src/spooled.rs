@@ -37,7 +37,8 @@ pub struct Spooled {
     pub(crate) reader: Option<Reader>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) signals: Arc<Signals>,
-    thread: JoinHandle<()>,
+    /// Of several readers the first one has it.
+    thread: Option<JoinHandle<()>>,
 }
 
 /// Signs for the workload; `None` while it has no certificate that counts.
@@ -71,27 +72,29 @@ impl Spooled {
     /// # Errors
     /// When the system refuses a thread.
     pub fn spawn(receiver: Receiver, spool: Spool, reader: Reader, sync: Sync) -> std::io::Result<Self> {
-        Self::spawn_sealed(receiver, spool, reader, sync, None)
+        Ok(Self::spawn_all(receiver, spool, vec![reader], sync, None)?.remove(0))
     }
 
-    /// As [`Self::spawn`], and seals the chain.
+    /// As [`Self::spawn`], for several readers, and seals the chain where `sealing` says how. The first reader's counters
+    /// are those of the queue.
     ///
     /// # Errors
     /// When the system refuses a thread.
-    pub fn spawn_sealed(
+    pub fn spawn_all(
         receiver: Receiver,
         spool: Spool,
-        reader: Reader,
+        readers: Vec<Reader>,
         sync: Sync,
         sealing: Option<Sealing>,
-    ) -> std::io::Result<Self> {
-        let (counters, signals) = (Arc::clone(receiver.counters()), Arc::<Signals>::default());
+    ) -> std::io::Result<Vec<Self>> {
+        let mut counters = Some(Arc::clone(receiver.counters()));
+        let signals: Vec<Arc<Signals>> = readers.iter().map(|_| Arc::default()).collect();
         let interval = match sync {
             Sync::Always => TICK,
             Sync::Interval(interval) => interval.min(TICK),
         };
         let (lost, trouble, full_lost, disk_low, losses) = Default::default();
-        let signals_of = Arc::clone(&signals);
+        let signals_of = signals.clone();
         let writer = Writer {
             receiver,
             spool,
@@ -104,8 +107,58 @@ impl Spooled {
             disk_low,
             losses,
         };
-        let thread = std::thread::Builder::new().name("spool".to_owned()).spawn(move || writer.run())?;
-        Ok(Self { reader: Some(reader), counters, signals, thread })
+        let mut thread = Some(std::thread::Builder::new().name("spool".to_owned()).spawn(move || writer.run())?);
+        let spooled = readers.into_iter().zip(signals).map(|(reader, signals)| {
+            let counters = counters.take().unwrap_or_default();
+            Self { reader: Some(reader), counters, signals, thread: thread.take() }
+        });
+        Ok(spooled.collect())
+    }
+
+    /// What the sink has done.
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    /// The next records, if there are any; what was found damaged is said.
+    ///
+    /// # Cancellation
+    /// The reader is lost then: only for the end.
+    pub(crate) async fn next_chunk(&mut self, bytes_max: usize) -> Option<spool::Chunk> {
+        let mut reader = self.reader.take()?;
+        // Files are read elsewhere: this thread also answers probes.
+        let read = tokio::task::spawn_blocking(move || {
+            let chunk = reader.next(bytes_max);
+            (reader, chunk)
+        });
+        let (reader, chunk) = read.await.ok()?;
+        self.reader = Some(reader);
+        match chunk {
+            Ok(chunk) => {
+                chunk.iter().flat_map(|chunk| &chunk.damage).for_each(say_damage);
+                chunk
+            }
+            Err(error) => {
+                say_unreadable(&error);
+                tokio::time::sleep(TICK).await;
+                None
+            }
+        }
+    }
+
+    /// Waits until there is something to read, or nothing will come any more. What was given out is given out again.
+    pub(crate) async fn wait_for_records(&mut self) {
+        loop {
+            let ended = self.signals.ended.load(Relaxed);
+            let found = self.next_chunk(1).await.is_some();
+            if let Some(reader) = &mut self.reader {
+                reader.rewind();
+            }
+            if found || ended || self.reader.is_none() {
+                return;
+            }
+            self.signals.synced.notified().await;
+        }
     }
 
     /// Alerts go this way. They are not kept open: they end with whoever made them.
@@ -117,8 +170,17 @@ impl Spooled {
     /// Waits until everything is written and the spool is closed; to be called when the senders are gone.
     pub(crate) fn join(self) {
         // A panic there was logged by the runtime.
-        let _ended = self.thread.join();
+        let _ended = self.thread.map(JoinHandle::join);
     }
+}
+
+fn say_damage(damage: &spool::Damage) {
+    let (segment, offset, bytes) = (&damage.segment, damage.offset, damage.bytes);
+    tracing::error!(segment, offset, bytes, records = ?damage.records, "a segment of the spool is damaged");
+}
+
+fn say_unreadable(error: &(dyn std::error::Error + 'static)) {
+    tracing::error!(error, "the spool cannot be read");
 }
 
 struct Writer {
@@ -126,7 +188,7 @@ struct Writer {
     spool: Spool,
     interval: Duration,
     sealing: Option<Sealing>,
-    signals: Arc<Signals>,
+    signals: Vec<Arc<Signals>>,
     /// Records that the queue has dropped, as far as they have numbers.
     lost: u64,
     /// Something fails, and was said.
@@ -183,8 +245,10 @@ impl Writer {
         self.seal();
         let done = self.spool.close(now());
         self.note(done);
-        self.signals.ended.store(true, Relaxed);
-        self.signals.synced.notify_one();
+        for signals in &self.signals {
+            signals.ended.store(true, Relaxed);
+        }
+        self.wake();
     }
 
     fn count_dropped(&mut self) {
@@ -197,8 +261,12 @@ impl Writer {
         if !self.spool.is_failed() {
             let done = self.spool.sync();
             self.note(done);
-            self.signals.synced.notify_one();
+            self.wake();
         }
+    }
+
+    fn wake(&self) {
+        self.signals.iter().for_each(|signals| signals.synced.notify_one());
     }
 
     fn tick(&mut self) {
@@ -247,7 +315,8 @@ impl Writer {
         let (bytes, limit) = (status.bytes(), status.limit_bytes());
         let is_fuller = std::mem::replace(&mut self.full_lost, lost) < lost || status.is_full();
         self.disk_low = if status.is_disk_low() { Some(Instant::now()) } else { self.disk_low };
-        let Some(alerts) = self.signals.alerts.get().and_then(Weak::upgrade) else { return };
+        let alerts = self.signals.iter().find_map(|signals| signals.alerts.get()?.upgrade());
+        let Some(alerts) = alerts else { return };
         if is_fuller {
             let detail = format!(
                 "the records that wait have {bytes} bytes of {limit} (spool.maxBytes); {lost} have gone so far. Is the collector away?"
@@ -290,7 +359,7 @@ impl Writer {
                 if let Some(number) = number {
                     let digest: String = self.spool.tip().digest.iter().map(|byte| format!("{byte:02x}")).collect();
                     tracing::debug!(number, digest, "the chain of records is sealed");
-                    self.signals.synced.notify_one();
+                    self.wake();
                 }
                 signed.get()
             }

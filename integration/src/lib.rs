@@ -11,6 +11,7 @@ mod apps;
 mod wire;
 pub mod load;
 pub mod judge;
+pub mod rsyslog;
 pub mod ring;
 pub mod steady;
 pub mod streams;

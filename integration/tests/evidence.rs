@@ -256,7 +256,7 @@ fn a_hundred_thousand_records_come_back_byte_by_byte_from_what_a_collector_wrote
         Some(spool::Signed { signature: credentials.sign(message)?, chain })
     };
     let sealing = export::Sealing { interval: Duration::from_secs(1), sign: Box::new(sign) };
-    let spooled = export::Spooled::spawn_sealed(receiver, spool, reader, sync, Some(sealing)).unwrap();
+    let spooled = export::Spooled::spawn_all(receiver, spool, vec![reader], sync, Some(sealing)).unwrap().remove(0);
     let mut uids = UidSource::new(5);
     for batch in 0..MANY / 100 {
         let mut fields = Vec::new();

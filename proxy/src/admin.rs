@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use export::access_log::{Mode, ModeHandle};
+use export::access_log::ModeHandle;
 use telemetry::{admin::Admin, log::LevelHandle};
 
 use crate::{
-    app::mode_word,
     baseline::{self, Baseline},
     config::Config,
     credentials::Credentials,
@@ -29,6 +28,8 @@ pub struct State {
     pub sinks: Vec<(&'static str, Arc<export::Counters>)>,
     /// How the spool fares, where there is one.
     pub spool: Option<Arc<spool::Status>>,
+    /// Metrics that are made from the records, where they are.
+    pub red: Option<Arc<export::red::Red>>,
     /// How our certificate fares.
     pub credentials: Arc<Credentials>,
     /// Whom we trust.
@@ -64,6 +65,9 @@ impl State {
             discovery_age: self.discovery.age().as_secs(),
         };
         metrics::render(&self.workers, &around, out);
+        if let Some(red) = &self.red {
+            red.prometheus(out);
+        }
     }
 }
 
@@ -75,11 +79,9 @@ pub fn admin(state: State, level: LevelHandle, mode: ModeHandle) -> Admin {
     let watched = state.baseline.clone();
     let admin = Admin::new(move || state.ready(), move |out| shown.metrics(out)).with_log_level(level).with_control(
         "/access-log",
-        move || mode_word(current.get()).to_owned(),
+        move || current.get().to_string(),
         move |text| {
-            let modes = [Mode::Off, Mode::Errors, Mode::All];
-            let wanted = modes.into_iter().find(|mode| mode_word(*mode) == text);
-            mode.set(wanted.ok_or_else(|| format!("`{text}` is not off, errors or all"))?);
+            mode.set(text.parse().map_err(|error: export::access_log::NoMode| error.to_string())?);
             Ok(())
         },
     );

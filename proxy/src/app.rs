@@ -13,7 +13,7 @@ use std::{
 
 use export::{
     Alerts, Events,
-    access_log::{self, Mode, ModeHandle},
+    access_log::{self, ModeHandle},
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -70,6 +70,9 @@ pub enum Error {
     /// The collector's settings.
     #[error("{}", export_key(.0))]
     Export(#[source] export::otlp::Error),
+    /// The syslog server's settings.
+    #[error("syslog")]
+    Syslog(#[source] export::syslog::Error),
     /// The spool.
     #[error("spool.dir")]
     Spool(#[source] spool::Error),
@@ -107,7 +110,8 @@ impl Error {
             | Self::Discovery(_)
             | Self::Log(_)
             | Self::Admin(_)
-            | Self::Export(_) => true,
+            | Self::Export(_)
+            | Self::Syslog(_) => true,
             // Another process may still be on its way out, and a disk may come back.
             Self::Spool(_) | Self::System(_) => false,
         }
@@ -132,7 +136,7 @@ pub fn run(config: Config) -> Result<(), Error> {
     }
     let store = identity::Store::new(config.trust_domain.clone());
     let mode = ModeHandle::new(config.access_log.mode);
-    let (mut sinks, otlp) = Sinks::start(&config, &mode, &store)?;
+    let (mut sinks, sources) = Sinks::start(&config, &mode, &store)?;
     let (signal, drain) = drain::channel();
     let metrics: Vec<_> = (0..config.workers).map(|_| Arc::new(WorkerMetrics::default())).collect();
     let (denied, denials) = tokio::sync::watch::channel(Arc::default());
@@ -159,7 +163,9 @@ pub fn run(config: Config) -> Result<(), Error> {
     drop(record_sinks);
     let watching = watching.map(|(baseline, receiver)| (baseline, receiver, Events::new(sinks.senders.clone())));
     let alerts = Arc::new(Alerts::new(Events::new(sinks.senders)));
-    let otlp = otlp.map(|source| shipping(&config, source, &store, &alerts)).transpose()?;
+    let red = sources.red.as_ref().map(|(red, _)| Arc::clone(red));
+    let baseline = watching.as_ref().map(|(baseline, ..)| Arc::clone(baseline));
+    let takers = Takers::new(&config, sources, watching, &store, &alerts)?;
     let credentials = Credentials::new(&config.identity, Arc::clone(&trust), alerts);
     let state = admin::State {
         config: Arc::clone(&config),
@@ -167,12 +173,12 @@ pub fn run(config: Config) -> Result<(), Error> {
         workers: metrics.clone(),
         sinks: sinks.counters.clone(),
         spool: sinks.spool.clone(),
+        red,
         credentials,
         trust,
         drain: drain.clone(),
-        baseline: watching.as_ref().map(|(baseline, ..)| Arc::clone(baseline)),
+        baseline,
     };
-    let takers = Takers { otlp, watching };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::System)?;
     runtime.block_on(control(&config, state, level, mode, signal, workers, takers))?;
     // With the background tasks go the last senders of records.
@@ -192,10 +198,13 @@ struct Sinks {
     access_log: Option<JoinHandle<()>>,
 }
 
-/// Who takes records on the control thread.
-struct Takers {
-    otlp: Option<(Source, export::otlp::Shipper)>,
-    watching: Option<(Arc<Baseline>, export::Receiver, Events)>,
+/// Where those who ship records take them from.
+#[derive(Default)]
+struct Sources {
+    otlp: Option<Source>,
+    /// With the stream's id.
+    syslog: Option<(export::Spooled, String)>,
+    red: Option<(Arc<export::red::Red>, export::Receiver)>,
 }
 
 /// Where the shipper takes records from.
@@ -206,28 +215,32 @@ enum Source {
 }
 
 impl Sinks {
-    fn start(
-        config: &Config,
-        mode: &ModeHandle,
-        store: &Arc<identity::Store>,
-    ) -> Result<(Self, Option<Source>), Error> {
+    fn start(config: &Config, mode: &ModeHandle, store: &Arc<identity::Store>) -> Result<(Self, Sources), Error> {
         let mut sinks = Self { senders: Vec::new(), counters: Vec::new(), spool: None, access_log: None };
         let (sender, receiver) = export::queue(config.limits.record_queue_bytes);
         sinks.counters.push(("access_log", Arc::clone(sender.counters())));
         sinks.senders.push(sender);
         sinks.access_log =
             Some(access_log::spawn(receiver, mode.clone(), config.access_log.format).map_err(Error::System)?);
-        let otlp = config.export.as_ref().map(|_| {
+        let red = config.metrics.as_ref().map(|metrics| {
             let (sender, receiver) = export::queue(config.limits.record_queue_bytes);
-            sinks.counters.push(("otlp", Arc::clone(sender.counters())));
+            sinks.counters.push(("metrics", Arc::clone(sender.counters())));
             sinks.senders.push(sender);
-            receiver
+            (export::red::Red::new(metrics.red()), receiver)
         });
-        let otlp = match (otlp, &config.spool) {
-            (Some(receiver), Some(spool)) => Some(sinks.spool(receiver, spool, store)?),
-            (otlp, _) => otlp.map(Source::Queue),
+        if config.export.is_none() && config.syslog.is_none() {
+            return Ok((sinks, Sources { red, ..Sources::default() }));
+        }
+        let (sender, receiver) = export::queue(config.limits.record_queue_bytes);
+        // With a spool it is the way to all of its readers, and counted with the first of them.
+        let first = if config.export.is_some() { spool::Sink::Otlp } else { spool::Sink::Syslog };
+        sinks.counters.push((first.as_str(), Arc::clone(sender.counters())));
+        sinks.senders.push(sender);
+        let sources = match &config.spool {
+            Some(spool) => sinks.spool(receiver, spool, config, store)?,
+            None => Sources { otlp: Some(Source::Queue(receiver)), ..Sources::default() },
         };
-        Ok((sinks, otlp))
+        Ok((sinks, Sources { red, ..sources }))
     }
 
     /// Puts the baseline's queue beside those of `senders`.
@@ -250,28 +263,39 @@ impl Sinks {
         &mut self,
         receiver: export::Receiver,
         config: &crate::config::Spool,
+        all: &Config,
         store: &Arc<identity::Store>,
-    ) -> Result<Source, Error> {
+    ) -> Result<Sources, Error> {
         let disk = Arc::new(spool::Disk::open(&config.dir).map_err(Error::Spool)?);
-        let (spool, reader, found) =
-            spool::Spool::open(disk, config.limits(seed()), unix_nanos()).map_err(Error::Spool)?;
+        let otlp = all.export.as_ref().map(|_| spool::Sink::Otlp);
+        let syslog = all.syslog.as_ref().map(|_| spool::Sink::Syslog);
+        let readers: Vec<_> = otlp.into_iter().chain(syslog).collect();
+        let (spool, readers, found) =
+            spool::Spool::open_for(&readers, disk, config.limits(seed()), unix_nanos()).map_err(Error::Spool)?;
         for torn in &found.torn {
             let (segment, offset, bytes) = (&torn.segment, torn.offset, torn.bytes);
             tracing::warn!(segment, offset, bytes, "the end of the spool was not whole; it was cut off");
         }
-        for gap in found.lost.into_iter().chain(found.cut) {
+        for gap in found.gaps() {
             tracing::error!(
                 first = gap.first,
                 last = gap.last,
+                sink = gap.sink.map(spool::Sink::as_str),
                 "records are missing in the spool; a gap record says so"
             );
         }
         tracing::info!(dir = ?config.dir, segments = found.segments, bytes = found.bytes, "the spool is open");
         self.spool = Some(Arc::clone(spool.status()));
-        let stream = spool.stream().iter().map(|byte| format!("{byte:02x}")).collect();
-        let spooled = export::Spooled::spawn_sealed(receiver, spool, reader, config.sync, Some(sealing(config, store)))
-            .map_err(Error::System)?;
-        Ok(Source::Spool(spooled, stream))
+        let stream: String = spool.stream().iter().map(|byte| format!("{byte:02x}")).collect();
+        let sealing = Some(sealing(config, store));
+        let spooled = export::Spooled::spawn_all(receiver, spool, readers, config.sync, sealing);
+        let mut spooled = spooled.map_err(Error::System)?.into_iter();
+        let otlp = otlp.and_then(|_| spooled.next()).map(|spooled| Source::Spool(spooled, stream.clone()));
+        let syslog = spooled.next();
+        if let Some(syslog) = syslog.as_ref().filter(|_| otlp.is_some()) {
+            self.counters.push((spool::Sink::Syslog.as_str(), Arc::clone(syslog.counters())));
+        }
+        Ok(Sources { otlp, syslog: syslog.map(|syslog| (syslog, stream)), red: None })
     }
 }
 
@@ -307,9 +331,15 @@ async fn control(
     workers: Vec<JoinHandle<io::Result<()>>>,
     takers: Takers,
 ) -> Result<(), Error> {
+    let Takers { otlp, syslog, red, watching } = takers;
     let server = telemetry::admin::Server::bind(config.admin.address, config.admin.socket.as_deref())
         .await
         .map_err(Error::Admin)?;
+    let access_log = &config.access_log;
+    let annotations = access_log
+        .annotations
+        .clone()
+        .map(|file| tokio::spawn(crate::annotations::follow(file, access_log.mode, mode.clone())));
     let background = [
         tokio::spawn(Arc::clone(&state.discovery).watch()),
         tokio::spawn(Arc::clone(&state.credentials).run()),
@@ -317,18 +347,23 @@ async fn control(
         tokio::spawn(Follower::new(&config.identity, Arc::clone(&state.credentials)).run()),
         tokio::spawn(server.run(admin::admin(state, level, mode))),
     ];
-    let (workers_gone, gone) = tokio::sync::oneshot::channel::<()>();
-    let shipping = takers.otlp.map(|(source, shipper)| {
+    let measuring = red.map(|measured| measure(config, measured)).transpose()?;
+    let (workers_gone, mut gone) = tokio::sync::watch::channel(());
+    let mut gone_too = gone.clone();
+    let delivering = syslog.map(|(syslog, spooled)| {
+        let gone = async move { while gone_too.changed().await.is_ok() {} };
+        tokio::spawn(syslog.run(spooled, gone, EXPORT_DEADLINE))
+    });
+    let shipping = otlp.map(|(source, shipper)| {
         tokio::spawn(async move {
-            let gone = async { drop(gone.await) };
+            let gone = async move { while gone.changed().await.is_ok() {} };
             match source {
                 Source::Queue(receiver) => shipper.run(receiver, gone, EXPORT_DEADLINE).await,
                 Source::Spool(spooled, _) => shipper.run_spooled(spooled, gone, EXPORT_DEADLINE).await,
             }
         })
     });
-    let watching = takers
-        .watching
+    let watching = watching
         .map(|(baseline, receiver, events)| tokio::spawn(baseline.run(receiver, config.baseline.clone(), events)));
     let stopped = async {
         let mut terminate = signal_of(SignalKind::terminate())?;
@@ -356,16 +391,82 @@ async fn control(
         let _ended = watching.await;
     }
     // These hold the last senders of records: while one is left, the export would wait for more until its deadline.
-    for task in background {
+    for task in background.into_iter().chain(annotations) {
         task.abort();
         let _aborted = task.await;
     }
     drop(workers_gone);
-    if let Some(shipping) = shipping {
-        // It ends by itself at its deadline.
+    if let Some(measuring) = measuring {
+        // What it could not push is told by the records.
+        let _late = tokio::time::timeout(EXPORT_DEADLINE, measuring).await;
+    }
+    for shipping in [shipping, delivering].into_iter().flatten() {
+        // Each ends by itself at its deadline.
         let _shipped = shipping.await;
     }
     Ok(())
+}
+
+/// Who takes records on the control thread, each with where it takes them from.
+struct Takers {
+    otlp: Option<(Source, export::otlp::Shipper)>,
+    syslog: Option<(export::syslog::Syslog, export::Spooled)>,
+    red: Option<Measured>,
+    watching: Option<Watching>,
+}
+
+/// What is normal, the records that show it, and where deviations go.
+type Watching = (Arc<Baseline>, export::Receiver, Events);
+
+/// Metrics, what they are made from, and the collector that they are pushed to.
+struct Measured {
+    red: Arc<export::red::Red>,
+    receiver: export::Receiver,
+    collector: Option<export::otlp::Config>,
+}
+
+impl Takers {
+    fn new(
+        config: &Config,
+        sources: Sources,
+        watching: Option<Watching>,
+        store: &Arc<identity::Store>,
+        alerts: &Arc<Alerts>,
+    ) -> Result<Self, Error> {
+        let collector = || config.export.as_ref().map(|export| export.shipping(vec![service_name()], store));
+        let red = sources.red.map(|(red, receiver)| Measured { red, receiver, collector: collector() });
+        let syslog = sources.syslog.map(|source| syslog_of(config, source, alerts)).transpose()?;
+        let otlp = sources.otlp.map(|source| shipping(config, source, store, alerts)).transpose()?;
+        Ok(Self { otlp, syslog: syslog.flatten(), red, watching })
+    }
+}
+
+fn service_name() -> (String, String) {
+    ("service.name".to_owned(), "picket-proxy".to_owned())
+}
+
+/// Makes metrics from the records until the last sender is gone, and pushes them where there is a collector.
+fn measure(config: &Config, measured: Measured) -> Result<tokio::task::JoinHandle<()>, Error> {
+    let Measured { red, receiver, collector } = measured;
+    let made = tokio::spawn(Arc::clone(&red).run(receiver));
+    let (Some(collector), Some(metrics)) = (collector, &config.metrics) else { return Ok(made) };
+    let over = async { drop(made.await) };
+    let pushing = export::red::push(red, collector, metrics.interval, over).map_err(Error::Export)?;
+    Ok(tokio::spawn(pushing))
+}
+
+/// The syslog server with what it reads.
+fn syslog_of(
+    config: &Config,
+    (spooled, stream): (export::Spooled, String),
+    alerts: &Arc<Alerts>,
+) -> Result<Option<(export::syslog::Syslog, export::Spooled)>, Error> {
+    let Some(settings) = &config.syslog else { return Ok(None) };
+    spooled.alert_through(alerts);
+    let resource = config.export.iter().flat_map(|export| export.resource.iter().cloned());
+    let resource = std::iter::once((record::key::STREAM.to_owned(), stream)).chain(resource).collect();
+    let syslog = export::syslog::Syslog::new(settings.delivery(resource)).map_err(Error::Syslog)?;
+    Ok(Some((syslog, spooled)))
 }
 
 fn signal_of(kind: SignalKind) -> Result<tokio::signal::unix::Signal, Error> {
@@ -379,7 +480,7 @@ fn shipping(
     store: &Arc<identity::Store>,
     alerts: &Arc<Alerts>,
 ) -> Result<(Source, export::otlp::Shipper), Error> {
-    let mut resource = vec![("service.name".to_owned(), "picket-proxy".to_owned())];
+    let mut resource = vec![service_name()];
     if let Source::Spool(spooled, stream) = &source {
         resource.push((record::key::STREAM.to_owned(), stream.clone()));
         spooled.alert_through(alerts);
@@ -395,13 +496,4 @@ fn shipping(
 fn seed() -> u128 {
     let half = || u128::from(RandomState::new().build_hasher().finish());
     half() << 64 | half()
-}
-
-/// The words of `/access-log`.
-pub fn mode_word(mode: Mode) -> &'static str {
-    match mode {
-        Mode::Off => "off",
-        Mode::Errors => "errors",
-        Mode::All => "all",
-    }
 }

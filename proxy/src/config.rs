@@ -6,8 +6,10 @@
 
 mod baseline;
 mod export;
+mod metrics;
 mod print;
 mod spool;
+mod syslog;
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
@@ -19,7 +21,9 @@ use self::export::Variables;
 pub use self::{
     baseline::Baseline,
     export::{ClientCertificate, Export},
+    metrics::Metrics,
     spool::Spool,
+    syslog::Syslog,
 };
 use ::export::access_log::{Format as LineFormat, Mode};
 use identity::{SpiffeId, TrustDomain};
@@ -43,7 +47,11 @@ pub struct Config {
     pub discovery: PathBuf,
     /// Where records go, if anywhere.
     pub export: Option<Export>,
-    /// Where they wait on disk for the collector, if anywhere.
+    /// Metrics that are made from them, if any.
+    pub metrics: Option<Metrics>,
+    /// A syslog server that gets them, too, if there is one.
+    pub syslog: Option<Syslog>,
+    /// Where they wait on disk for the collector and the syslog server, if anywhere.
     pub spool: Option<Spool>,
     /// What is normal for the workload.
     pub baseline: Baseline,
@@ -111,10 +119,12 @@ pub struct Identity {
 }
 
 /// The log of connections and requests on stdout.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct AccessLog {
     /// Which records.
     pub mode: Mode,
+    /// The pod's annotations, one of which may change the mode.
+    pub annotations: Option<PathBuf>,
     /// How a line looks.
     pub format: LineFormat,
 }
@@ -158,7 +168,6 @@ pub struct Detect {
 
 /// Words of the file, by what they mean.
 const PLAINTEXT: [(&str, Plaintext); 2] = [("permissive", Plaintext::Permissive), ("strict", Plaintext::Strict)];
-const ACCESS_LOG_MODES: [(&str, Mode); 3] = [("off", Mode::Off), ("errors", Mode::Errors), ("all", Mode::All)];
 const ACCESS_LOG_FORMATS: [(&str, LineFormat); 2] = [("text", LineFormat::Text), ("json", LineFormat::Json)];
 const LOG_FORMATS: [(&str, LogFormat); 2] = [("text", LogFormat::Text), ("json", LogFormat::Json)];
 
@@ -198,8 +207,15 @@ impl Config {
         let export = root.optional_section("export").or_else(|| variables.enable().then(|| root.section("export")));
         let export = export.map(|section| Export::read(&section, variables)).transpose();
         let spool = root.optional_section("spool").map(|section| Spool::read(&section)).transpose();
-        if matches!((&export, &spool), (Ok(None), Ok(Some(_)))) {
-            root.refuse("spool", "a section `export` beside it: who else would take the records");
+        let syslog = root.optional_section("syslog").map(|section| Syslog::read(&section)).transpose();
+        if matches!((&export, &syslog, &spool), (Ok(None), Ok(None), Ok(Some(_)))) {
+            root.refuse("spool", "a section `export` or `syslog` beside it: who else would take the records");
+        }
+        if matches!((&syslog, &spool), (Ok(Some(_)), Ok(None))) {
+            root.refuse(
+                "syslog",
+                "a section `spool` beside it: syslog has no acknowledgement, and sends again what is in doubt",
+            );
         }
         Ok(Self {
             outbound,
@@ -216,6 +232,8 @@ impl Config {
             identity: identity?,
             discovery: discovery?,
             export: export?,
+            metrics: root.optional_section("metrics").map(|section| Metrics::read(&section)),
+            syslog: syslog?,
             spool: spool?,
         })
     }
@@ -271,8 +289,11 @@ impl Identity {
 
 impl AccessLog {
     fn read(section: &Section<'_>) -> Self {
+        let expected = "off, errors, all, or sampled:RATE with a rate from 0.000001 to 1";
+        let mode = section.optional_with("mode", expected, |scalar| scalar.text()?.parse().ok());
         Self {
-            mode: section.one_of("mode", &ACCESS_LOG_MODES, Mode::Errors),
+            mode: mode.unwrap_or(Mode::Errors),
+            annotations: section.optional("annotations"),
             format: section.one_of("format", &ACCESS_LOG_FORMATS, LineFormat::Text),
         }
     }
@@ -354,6 +375,38 @@ mod tests {
             (format!("{export}spool: {{dir: /s, checkpointInterval: 10ms}}\n"), "spool.checkpointInterval"),
         ] {
             let text = telemetry::chain(&with(&more).unwrap_err()).to_string();
+            assert!(text.contains(path), "{path} is not in {text}");
+        }
+    }
+
+    #[test]
+    fn a_syslog_server_needs_a_spool_and_a_scheme() {
+        let with = |more: &str| load(&format!("{EXAMPLE}{more}"), &[]);
+        let spool = "spool: {dir: /s}\n";
+        let syslog = with(&format!("{spool}syslog: {{endpoint: 'tcp://s:601'}}\n")).unwrap().syslog.unwrap();
+        assert_eq!((syslog.facility, syslog.enterprise_number, syslog.message_bytes_max), (16, 32473, 8192));
+        for (more, path) in [
+            ("syslog: {endpoint: 'tcp://s:601'}\n".to_owned(), "syslog"),
+            (format!("{spool}syslog: {{endpoint: 's:601'}}\n"), "syslog.endpoint"),
+            (format!("{spool}syslog: {{endpoint: 'tcp://s:601', messageBytes: 1KiB}}\n"), "syslog.messageBytes"),
+            (format!("{spool}syslog: {{endpoint: 'tcp://s:601', facility: loud}}\n"), "syslog.facility"),
+            (format!("{spool}syslog: {{endpoint: 'tls://s:6514', privateKey: /k}}\n"), "syslog.certificate"),
+        ] {
+            let text = telemetry::chain(&with(&more).unwrap_err()).to_string();
+            assert!(text.contains(path), "{path} is not in {text}");
+        }
+    }
+
+    #[test]
+    fn metrics_are_named_from_closed_lists() {
+        let with = |more: &str| load(&format!("{EXAMPLE}{more}"), &[]);
+        let all = with("metrics: {maxSeries: 7}\n").unwrap().metrics.unwrap();
+        assert_eq!((all.series_max, all.include.len()), (7, ::export::red::NAMES.len()));
+        let one =
+            with("metrics: {include: [http.server.request.duration], attributes: []}\n").unwrap().metrics.unwrap();
+        assert_eq!((one.include.len(), one.attributes.len()), (1, 0));
+        for (more, path) in [("{include: [a]}", "metrics.include"), ("{maxSeries: 0}", "metrics.maxSeries")] {
+            let text = telemetry::chain(&with(&format!("metrics: {more}\n")).unwrap_err()).to_string();
             assert!(text.contains(path), "{path} is not in {text}");
         }
     }

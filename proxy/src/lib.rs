@@ -37,6 +37,7 @@ pub mod redirect;
 pub mod drain;
 pub mod metrics;
 pub mod admin;
+pub mod annotations;
 pub mod error;
 #[cfg(test)]
 mod test_ca;

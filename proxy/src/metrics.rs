@@ -72,6 +72,13 @@ pub const CATALOGUE: &[Metric] = &[
         "Records that the collector refused for good.",
     ),
     metric(
+        "picket_records_skipped_total",
+        Kind::Counter,
+        "{record}",
+        &["sink"],
+        "Records that the sink was told to leave out: those without a line in the access log.",
+    ),
+    metric(
         "picket_records_set_aside_total",
         Kind::Counter,
         "{record}",
@@ -108,7 +115,7 @@ pub const CATALOGUE: &[Metric] = &[
         Kind::Gauge,
         "s",
         &[],
-        "Age of the oldest record that the collector has not acknowledged; 0 when there is none.",
+        "Age of the oldest record that some sink of the spool has not acknowledged; 0 when there is none.",
     ),
     metric(
         "picket_spool_full",
@@ -434,6 +441,7 @@ fn queue_number(name: &str, counters: &export::Counters) -> u64 {
         "picket_records_sent_total" => counters.sent(),
         "picket_records_acknowledged_total" => counters.acknowledged(),
         "picket_records_rejected_total" => counters.rejected(),
+        "picket_records_skipped_total" => counters.skipped(),
         "picket_records_set_aside_total" => counters.set_aside(),
         "picket_records_acknowledged_timestamp_seconds" => counters.acknowledged_at(),
         "picket_record_queue_bytes" => counters.queued_bytes(),

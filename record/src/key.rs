@@ -157,6 +157,8 @@ pub const GAP_UNTIL: &str = "picket.gap.until";
 /// `spool_full`, `age`, `disk_low`, `queue_full`, `write_failed`, `sync_failed`, `damaged`, `vanished`, `malformed`,
 /// `set_aside`, `refused` or `partly_refused`.
 pub const GAP_REASON: &str = "picket.gap.reason";
+/// Which sink alone lacks them, `otlp` or `syslog`; absent when none has them.
+pub const GAP_SINK: &str = "picket.gap.sink";
 /// Where the records stood in the chain: the digest before the first of them, hexadecimal, if it is known.
 pub const GAP_DIGEST_BEFORE: &str = "picket.gap.digest.before";
 /// And the digest after the last one.
@@ -301,6 +303,7 @@ pub const EVENTS: &[(&str, &str)] = &[
         GAP_REASON,
         "`spool_full`, `age`, `disk_low`, `queue_full`, `write_failed`, `sync_failed`, `damaged`, `vanished`, `malformed`, `set_aside`, `refused` or `partly_refused`",
     ),
+    (GAP_SINK, "which sink alone lacks them, `otlp` or `syslog`; absent when none has them"),
     (
         GAP_DIGEST_BEFORE,
         "where the records stood in the chain: the digest before the first of them, hexadecimal, if it is known",

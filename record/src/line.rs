@@ -76,7 +76,7 @@ pub fn records(fields: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 /// True when the record has a severity above INFO.
 pub fn is_error(record: &[u8]) -> bool {
-    Fields(record).any(|(number, field)| number == 2 && matches!(field, Field::Number(severity) if severity > 9))
+    severity(record) > 9
 }
 
 /// The value of an attribute, as it stands in the record.
@@ -168,7 +168,24 @@ fn value_of(bytes: &[u8]) -> Option<Attribute<'_>> {
     })
 }
 
-/// When it happened, in nanoseconds since 1970 UTC, and what kind of event it is.
+/// The severity number of a record (logs.proto `SeverityNumber`); 0 when it has none.
+pub fn severity(record: &[u8]) -> u64 {
+    let number = |(number, field)| match field {
+        Field::Number(severity) if number == 2 => Some(severity),
+        Field::Number(_) | Field::Bytes(_) => None,
+    };
+    Fields(record).find_map(number).unwrap_or(0)
+}
+
+/// The id of the trace that a record belongs to, if there is one.
+pub fn trace_id(record: &[u8]) -> Option<[u8; 16]> {
+    Fields(record).find_map(|(number, field)| match field {
+        Field::Bytes(bytes) if number == 9 => bytes.try_into().ok(),
+        Field::Bytes(_) | Field::Number(_) => None,
+    })
+}
+
+/// When a record was made, in nanoseconds since 1970 UTC, and the name of its event.
 pub fn time_and_name(record: &[u8]) -> (u64, &str) {
     let (mut time, mut name) = (0, "");
     for (number, field) in Fields(record) {
@@ -243,6 +260,13 @@ pub fn text(record: &[u8], out: &mut Vec<u8>) {
     rfc3339(time, out);
     out.push(b' ');
     padded(17, out, |out| printable(name, out));
+    summary(record, out);
+    out.push(b'\n');
+}
+
+/// Appends what [`text`] shows besides time and event, without the end of the line.
+pub fn summary(record: &[u8], out: &mut Vec<u8>) {
+    let (_, name) = time_and_name(record);
     match name {
         "picket.request" => lay_out(record, &REQUEST, out),
         "picket.connection" => lay_out(record, &CONNECTION, out),
@@ -255,7 +279,6 @@ pub fn text(record: &[u8], out: &mut Vec<u8>) {
             }
         }
     }
-    out.push(b'\n');
 }
 
 /// Appends what the layout names; all of it is found in one pass over the record.
@@ -344,7 +367,6 @@ fn is_plain(text: &str) -> bool {
 
 /// Appends nanoseconds since 1970 as RFC 3339 with milliseconds (days to civil date: Hinnant, chrono-compatible
 /// algorithms).
-/// Appends a time in nanoseconds since 1970 UTC, as RFC 3339 has it.
 pub fn rfc3339(nanos: u64, out: &mut Vec<u8>) {
     let (seconds, millis) = (nanos / 1_000_000_000, nanos / 1_000_000 % 1000);
     let (days, second) = (seconds / 86_400, seconds % 86_400);

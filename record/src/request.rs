@@ -134,8 +134,10 @@ impl Request<'_> {
     }
 }
 
-/// Host and port of an authority; the brackets of an IPv6 address are not part of it.
+/// Host and port of an authority; user information, which may hold a password, and the brackets of an IPv6 address are not
+/// part of it.
 fn split_authority(authority: &str) -> (&str, Option<u16>) {
+    let authority = authority.rsplit_once('@').map_or(authority, |(_, authority)| authority);
     let (host, port) = match authority.rsplit_once(':') {
         Some((host, port)) if !port.contains(']') => (host, port.parse().ok()),
         Some(_) | None => (authority, None),

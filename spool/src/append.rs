@@ -95,6 +95,7 @@ impl Spool {
                 reason,
                 before: None,
                 after: None,
+                sink: None,
             };
             self.shared.lose(gap);
         }
@@ -290,11 +291,16 @@ impl Spool {
         active.segment.bytes = active.bytes;
         active.segment.last = self.tip.next - 1;
         active.segment.until = self.tip.time;
-        if let Some(last) = self.shared.lock().segments.back_mut() {
+        let mut state = self.shared.lock();
+        if let Some(last) = state.segments.back_mut() {
             *last = active.segment;
         }
+        for consumer in &state.consumers {
+            let oldest = &self.shared.status.oldest_unsent[consumer.sink as usize];
+            let _unset = oldest.compare_exchange(0, self.tip.time, Relaxed, Relaxed);
+        }
+        drop(state);
         self.shared.status.spooled.fetch_add(self.unsynced, Relaxed);
-        let _unset = self.shared.status.oldest_unsent.compare_exchange(0, self.tip.time, Relaxed, Relaxed);
         (self.synced, self.unsynced) = (self.tip, 0);
         self.unsynced_reports.clear();
         Ok(())
@@ -313,7 +319,9 @@ impl Spool {
         }
         if lost > 0 {
             let (since, reason) = (self.synced.time, Reason::SyncFailed);
-            self.shared.lose(Gap { first, last, records: lost, since, until: now, reason, before: None, after: None });
+            let (until, records) = (now, lost);
+            let gap = Gap { first, last, records, since, until, reason, before: None, after: None, sink: None };
+            self.shared.lose(gap);
         }
         self.mark_full();
     }

@@ -1,15 +1,14 @@
-//! How far the collector has acknowledged, in two slots of a small file, so that a torn write costs nothing.
+//! How far a sink has acknowledged, in two slots of a small file, so that a torn write costs nothing. Each sink has its own file.
 
 use std::io;
 
-use crate::Storage;
+use crate::{Sink, Storage};
 
-const FILE: &str = "cursor";
 const MAGIC: &[u8; 8] = b"PICKETCU";
 const SLOT_BYTES: usize = 36;
 const SLOTS: [u64; 2] = [0, 512];
 
-/// How far the collector has acknowledged.
+/// How far a sink has acknowledged.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Cursor {
     /// Counts the writes.
@@ -40,8 +39,8 @@ impl Cursor {
     }
 
     /// The newest whole slot, if there is one.
-    pub(crate) fn load(storage: &dyn Storage) -> io::Result<Option<Self>> {
-        let bytes = match storage.read(FILE, 0, SLOTS[1] as usize + SLOT_BYTES) {
+    pub(crate) fn load(storage: &dyn Storage, sink: Sink) -> io::Result<Option<Self>> {
+        let bytes = match storage.read(sink.cursor_file(), 0, SLOTS[1] as usize + SLOT_BYTES) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
@@ -51,9 +50,9 @@ impl Cursor {
     }
 
     /// Writes the cursor over the older slot.
-    pub(crate) fn store(&mut self, storage: &dyn Storage, durable: bool) -> io::Result<()> {
+    pub(crate) fn store(&mut self, storage: &dyn Storage, sink: Sink, durable: bool) -> io::Result<()> {
         self.generation += 1;
-        storage.write_at(FILE, SLOTS[(self.generation % 2) as usize], &self.encode(), durable)
+        storage.write_at(sink.cursor_file(), SLOTS[(self.generation % 2) as usize], &self.encode(), durable)
     }
 }
 
@@ -65,18 +64,18 @@ mod tests {
     fn a_torn_write_leaves_the_other_slot() {
         let directory = std::env::temp_dir().join(format!("picket-cursor-{}", std::process::id()));
         let disk = crate::Disk::open(&directory).unwrap();
-        assert_eq!(Cursor::load(&disk).unwrap(), None);
+        assert_eq!(Cursor::load(&disk, Sink::Otlp).unwrap(), None);
         let mut cursor = Cursor { generation: 0, next: 5, time: 6 };
         for next in 6..9 {
             let before = cursor;
             cursor.next = next;
-            cursor.store(&disk, true).unwrap();
-            assert_eq!(Cursor::load(&disk).unwrap(), Some(cursor));
+            cursor.store(&disk, Sink::Otlp, true).unwrap();
+            assert_eq!(Cursor::load(&disk, Sink::Otlp).unwrap(), Some(cursor));
             if before.generation > 0 {
                 let slot = SLOTS[(cursor.generation % 2) as usize];
-                disk.write_at(FILE, slot + 20, &[0xff; 8], false).unwrap();
-                assert_eq!(Cursor::load(&disk).unwrap(), Some(before));
-                disk.write_at(FILE, slot, &cursor.encode(), false).unwrap();
+                disk.write_at("cursor", slot + 20, &[0xff; 8], false).unwrap();
+                assert_eq!(Cursor::load(&disk, Sink::Otlp).unwrap(), Some(before));
+                disk.write_at("cursor", slot, &cursor.encode(), false).unwrap();
             }
         }
         std::fs::remove_dir_all(directory).unwrap();

@@ -2,7 +2,10 @@
 
 use record::{Event, EventName, Severity, Uid, Value, field, key, line};
 
-use crate::checkpoint::{hex, unhex};
+use crate::{
+    Sink,
+    checkpoint::{hex, unhex},
+};
 
 /// Why records were lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -93,14 +96,17 @@ pub struct Gap {
     pub before: Option<[u8; 32]>,
     /// And after the last one.
     pub after: Option<[u8; 32]>,
+    /// Which sink alone lacks them; `None` when none has them.
+    pub sink: Option<Sink>,
 }
 
 impl Gap {
     /// Takes in a gap that goes on where this one ends; false if it does not.
     pub(crate) fn extend(&mut self, next: &Self) -> bool {
         // A stretch that stood in the chain and one that never did stay apart.
-        let goes_on =
-            self.reason == next.reason && self.last.checked_add(1) == Some(next.first) && self.after == next.before;
+        let goes_on = (self.reason, self.sink) == (next.reason, next.sink)
+            && self.last.checked_add(1) == Some(next.first)
+            && self.after == next.before;
         if goes_on {
             self.last = next.last;
             self.records += next.records;
@@ -120,6 +126,7 @@ impl Gap {
             (key::GAP_UNTIL, Value::Int(self.until)),
             (key::GAP_REASON, Value::Text(self.reason.as_str())),
         ];
+        attributes.extend(self.sink.map(|sink| (key::GAP_SINK, Value::Text(sink.as_str()))));
         let (before, after) = (self.before.as_ref().map(|d| hex(d)), self.after.as_ref().map(|d| hex(d)));
         attributes.extend(before.as_deref().map(|text| (key::GAP_DIGEST_BEFORE, Value::Text(text))));
         attributes.extend(after.as_deref().map(|text| (key::GAP_DIGEST_AFTER, Value::Text(text))));
@@ -138,6 +145,7 @@ impl Gap {
         let line::Attribute::Text(word) = find(key::GAP_REASON)? else { return None };
         let reason = Reason::ALL.into_iter().find(|reason| reason.as_str() == word);
         let digest = |name: &str| if let line::Attribute::Text(text) = find(name)? { unhex(text) } else { None };
+        let named = |sink: &Sink| find(key::GAP_SINK) == Some(line::Attribute::Text(sink.as_str()));
         Some(Self {
             first: int(key::GAP_FIRST)?,
             last: int(key::GAP_LAST)?,
@@ -147,6 +155,7 @@ impl Gap {
             reason: reason?,
             before: digest(key::GAP_DIGEST_BEFORE),
             after: digest(key::GAP_DIGEST_AFTER),
+            sink: Sink::ALL.into_iter().find(named),
         })
     }
 }
@@ -157,10 +166,11 @@ mod tests {
 
     #[test]
     fn a_gap_is_read_as_it_was_written() {
-        for reason in Reason::ALL {
+        let sinks = [None, Some(Sink::Otlp), Some(Sink::Syslog)];
+        for (reason, sink) in Reason::ALL.into_iter().flat_map(|reason| sinks.map(|sink| (reason, sink))) {
             for (before, after) in [(None, None), (Some([1; 32]), Some([2; 32])), (None, Some([3; 32]))] {
                 let (until, records) = (u64::MAX >> 1, 5);
-                let gap = Gap { first: 3, last: 9, records, since: 1, until, reason, before, after };
+                let gap = Gap { first: 3, last: 9, records, since: 1, until, reason, before, after, sink };
                 let mut out = Vec::new();
                 gap.encode(record::UidSource::new(1).next(1), 7, &mut out);
                 assert_eq!(Gap::decode(&out), Some(gap));

@@ -4,7 +4,8 @@
 //!
 //! * What [`Spool::append`] wrote survives the end of the process; what [`Spool::sync`] covered survives the end of the machine.
 //! * Only what is synced is read, so that no sequence number which left the machine is given again.
-//! * Each record has a number. A number that is missing at the collector stands in a gap record, and nowhere else.
+//! * Each record has a number. A number that is missing at a sink stands in a gap record, and nowhere else.
+//! * A segment stays until every sink has acknowledged it, or goes by name.
 //! * After a failed sync or a write that could not be undone nothing is written until [`Spool::reopen`]; what was in doubt is lost by name.
 //! * Memory is bounded by one batch here, and by one chunk at the reader.
 //!
@@ -15,6 +16,7 @@ mod segment;
 mod chain;
 mod storage;
 mod cursor;
+mod sink;
 mod gap;
 mod checkpoint;
 mod shared;
@@ -33,6 +35,7 @@ pub use recover::{Recovery, Torn};
 pub use replay::{Chunk, Damage, Reader, SET_ASIDE};
 pub use segment::{Entry, HEADER_BYTES, Header, Kind, Scan, Scanned, parse_name};
 pub use shared::Status;
+pub use sink::Sink;
 pub use storage::{Disk, File, Storage};
 
 /// When written records are made to survive the end of the machine.

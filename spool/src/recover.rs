@@ -1,18 +1,21 @@
 //! Opening a spool: what is kept, what is cut, what was lost (docs/formats/segment.md, "Recovery").
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 use record::UidSource;
 
 use crate::{
-    Config, Error, Gap, Reader, Reason, Spool, Storage, Tip,
+    Config, Error, Gap, Reader, Reason, Sink, Spool, Storage, Tip,
     append::random,
     chain,
     checkpoint::{Kept, Sealed},
     cursor::Cursor,
-    retain::content,
+    retain::{content, header},
     segment::{self, HEADER_BYTES, Header, Kind, Scan, Scanned},
-    shared::{Segment, Shared, State},
+    shared::{Consumer, Segment, Shared, State, stretches},
     storage,
 };
 
@@ -40,6 +43,15 @@ pub struct Recovery {
     pub lost: Option<Gap>,
     /// Records that the last checkpoint knows and the last segment does not; a gap is reported.
     pub cut: Option<Gap>,
+    /// Records that one sink lacks and another has; a gap is reported for each.
+    pub missed: Vec<Gap>,
+}
+
+impl Recovery {
+    /// Every gap that was found.
+    pub fn gaps(&self) -> impl Iterator<Item = &Gap> {
+        self.missed.iter().chain(&self.lost).chain(&self.cut)
+    }
 }
 
 /// One file of the directory.
@@ -49,11 +61,26 @@ struct Found {
 }
 
 impl Spool {
-    /// Opens the spool that `storage` holds, at the Unix time `now` in nanoseconds.
+    /// Opens the spool that `storage` holds for the collector alone, at the Unix time `now` in nanoseconds.
     ///
     /// # Errors
     /// When the storage cannot be read, or a torn tail cannot be cut.
     pub fn open(store: Arc<dyn Storage>, config: Config, now: u64) -> Result<(Self, Reader, Recovery), Error> {
+        let (spool, mut readers, recovery) = Self::open_for(&[Sink::Otlp], store, config, now)?;
+        Ok((spool, readers.remove(0), recovery))
+    }
+
+    /// As [`Self::open`], with a reader for each of `sinks`, in their order. A sink that is new begins at the oldest record
+    /// that is there; the cursor of one that is not named any more is forgotten.
+    ///
+    /// # Errors
+    /// As for [`Self::open`].
+    pub fn open_for(
+        sinks: &[Sink],
+        store: Arc<dyn Storage>,
+        config: Config,
+        now: u64,
+    ) -> Result<(Self, Vec<Reader>, Recovery), Error> {
         let config = Config { max_bytes: config.max_bytes.max(256 << 10), ..config };
         let mut found = list(&*store)?;
         let mut recovery = Recovery::default();
@@ -62,25 +89,29 @@ impl Spool {
         let stream = header.map(|header| header.stream).or(kept.as_ref().map(|kept| kept.checkpoint.seal.stream));
         let stream = stream.unwrap_or_else(new_stream);
         let kept = kept.filter(|kept| kept.checkpoint.seal.stream == stream);
-        let tip = recover_end(&*store, &mut found, &mut recovery)?;
-        let cursor = Cursor::load(&*store).map_err(storage("the cursor cannot be read"))?;
+        let found_tip = recover_end(&*store, &mut found, &mut recovery)?;
         let segments: VecDeque<_> = found.into_iter().map(|found| found.segment).collect();
-        let oldest = segments.front().map(|segment| segment.first);
-        let cursor = cursor.unwrap_or(Cursor { next: oldest.unwrap_or(tip.next), ..Cursor::default() });
-        // What was acknowledged was synced; a number that left us is not given again.
-        let whole = Tip { next: tip.next.max(cursor.next), ..tip };
-        let (tip, cut) = kept.as_ref().map_or((whole, None), |kept| restore(&whole, &tip, kept, now));
+        let (consumers, whole) = consumers(&*store, sinks, &segments, found_tip)?;
+        let (tip, cut) = kept.as_ref().map_or((whole, None), |kept| restore(&whole, &found_tip, kept, now));
         recovery.cut = cut.filter(|_| !segments.is_empty());
         recovery.segments = segments.len();
         recovery.bytes = segments.iter().map(|segment| segment.bytes).sum();
-        recovery.lost = vanished(&*store, &segments, &cursor, &tip, now);
-        let unsent = segments.iter().find(|segment| segment.last >= cursor.next);
-        let oldest_unsent = unsent.map_or(0, |segment| segment.since);
-        let state = State { segments, cursor, cursor_unwritten: true, taken: cursor.next, unreported: Vec::new() };
+        let (missed, lost) = vanished(&*store, &segments, &consumers, &tip, now);
+        (recovery.missed, recovery.lost) = (missed, lost);
+        if !segments.is_empty() {
+            recovery.missed.extend(behind_the_end(&consumers, &found_tip, whole.next, now));
+        }
+        let readers: Vec<_> = consumers.iter().map(|consumer| (consumer.sink, consumer.cursor.next)).collect();
+        let (unreported, damaged) = Default::default();
+        let state = State { segments, consumers, unreported, damaged };
         let shared = Arc::new(Shared::new(store, state, config.max_bytes));
-        shared.status.bytes.store(recovery.bytes, std::sync::atomic::Ordering::Relaxed);
-        shared.status.oldest_unsent.store(oldest_unsent, std::sync::atomic::Ordering::Relaxed);
-        recovery.lost.into_iter().chain(recovery.cut).for_each(|gap| shared.lose(gap));
+        shared.status.bytes.store(recovery.bytes, Relaxed);
+        for (sink, next) in &readers {
+            let state = shared.lock();
+            let unsent = state.segments.iter().find(|segment| segment.last >= *next);
+            shared.status.oldest_unsent[*sink as usize].store(unsent.map_or(0, |segment| segment.since), Relaxed);
+        }
+        recovery.gaps().for_each(|gap| shared.lose(*gap));
         let spool = Self {
             shared: Arc::clone(&shared),
             config,
@@ -97,7 +128,8 @@ impl Spool {
             buffer: Vec::new(),
         };
         spool.mark_full();
-        Ok((spool, Reader::new(shared, cursor.next), recovery))
+        let reader = |(sink, next)| Reader::new(Arc::clone(&shared), sink, next);
+        Ok((spool, readers.into_iter().map(reader).collect(), recovery))
     }
 
     /// Makes a spool that failed usable again: cuts what is not trusted, finds out what is gone, begins a new segment.
@@ -116,31 +148,33 @@ impl Spool {
             }
         }
         let names = store.list().map_err(storage("the spool's directory cannot be read"))?;
-        let gone: Vec<Segment> = {
+        let gone: Vec<Gap> = {
             let mut state = self.shared.lock();
             let all = std::mem::take(&mut state.segments);
             let (kept, gone): (VecDeque<_>, VecDeque<_>) =
                 all.into_iter().partition(|segment| names.contains(&segment.name()));
             state.segments = kept;
-            gone.into_iter().filter(|segment| segment.last >= state.taken).collect()
-        };
-        let taken = self.shared.lock().taken;
-        for Segment { first, last, since, until, .. } in gone {
-            let first = first.max(taken);
-            self.shared.lose(Gap {
-                first,
-                last,
-                records: last + 1 - first,
-                since,
-                until,
-                reason: Reason::Vanished,
-                before: None,
-                after: None,
+            let gaps = gone.into_iter().flat_map(|segment| {
+                let Segment { since, until, .. } = segment;
+                let gap = move |(first, last, sink)| Gap {
+                    first,
+                    last,
+                    records: last + 1 - first,
+                    since,
+                    until,
+                    reason: Reason::Vanished,
+                    before: None,
+                    after: None,
+                    sink,
+                };
+                state.missing(segment.first, segment.last).into_iter().map(gap)
             });
-        }
+            gaps.collect()
+        };
+        gone.into_iter().for_each(|gap| self.shared.lose(gap));
         self.active = None;
         let bytes = self.shared.lock().segments.iter().map(|segment| segment.bytes).sum();
-        self.shared.status.bytes.store(bytes, std::sync::atomic::Ordering::Relaxed);
+        self.shared.status.bytes.store(bytes, Relaxed);
         self.synced = self.tip;
         // Begun before anything is promised again: it shows that files can be made and synced.
         self.failed = false;
@@ -250,30 +284,86 @@ fn scan_end(bytes: &[u8], segment: &Segment, header: Option<&Header>) -> End {
     End { tip, records, offset }
 }
 
-/// The records between the cursor and the first segment, unless a report that is still here says so already.
-fn vanished(store: &dyn Storage, segments: &VecDeque<Segment>, cursor: &Cursor, tip: &Tip, now: u64) -> Option<Gap> {
-    let end = segments.front().map_or(tip.next, |segment| segment.first);
-    if cursor.next >= end {
-        return None;
+/// How far each sink is, and the end of the chain: what a sink acknowledged was synced, and a number that left us is not
+/// given again.
+fn consumers(
+    store: &dyn Storage,
+    sinks: &[Sink],
+    segments: &VecDeque<Segment>,
+    mut tip: Tip,
+) -> Result<(Vec<Consumer>, Tip), Error> {
+    let mut cursors = Vec::new();
+    for sink in Sink::ALL {
+        let cursor = Cursor::load(store, sink).map_err(storage("the cursor cannot be read"))?;
+        tip.next = cursor.map_or(tip.next, |cursor| tip.next.max(cursor.next));
+        cursors.push((sink, cursor));
     }
-    let mut reports: Vec<Gap> =
-        segments.iter().flat_map(|segment| content(store, segment, cursor.next).reports).collect();
-    reports.sort_by_key(|gap| gap.first);
-    let mut first = cursor.next;
-    for gap in reports {
-        if gap.first <= first && gap.last >= first {
-            first = gap.last + 1;
+    let oldest = segments.front().map_or(tip.next, |segment| segment.first);
+    let begin = Cursor { next: oldest, ..Cursor::default() };
+    let consumer = |sink: &Sink| {
+        let found = cursors.iter().find(|(of, _)| of == sink).and_then(|(_, cursor)| *cursor);
+        let cursor = found.unwrap_or(begin);
+        Consumer { sink: *sink, cursor, unwritten: true, taken: cursor.next }
+    };
+    let mut consumers: Vec<_> = sinks.iter().map(consumer).collect();
+    let forgotten = cursors.iter().filter(|(sink, cursor)| cursor.is_some() && !sinks.contains(sink));
+    for (sink, _) in forgotten {
+        // First the others, so that no number is forgotten with it.
+        for consumer in &mut consumers {
+            consumer.cursor.store(store, consumer.sink, true).map_err(storage("the cursor cannot be written"))?;
         }
+        store.remove(sink.cursor_file()).map_err(storage("a cursor cannot be removed"))?;
     }
+    Ok((consumers, tip))
+}
+
+/// The records between the cursors and the first segment, unless a report that is still here says so already: what one
+/// sink lacks and another has, and what none has.
+fn vanished(
+    store: &dyn Storage,
+    segments: &VecDeque<Segment>,
+    consumers: &[Consumer],
+    tip: &Tip,
+    now: u64,
+) -> (Vec<Gap>, Option<Gap>) {
+    let end = segments.front().map_or(tip.next, |segment| segment.first);
+    let cursors = consumers.iter().map(|consumer| (consumer.sink, consumer.cursor.next));
+    let missing = stretches(cursors, 0, end.saturating_sub(1));
+    let Some(lowest) = missing.iter().map(|(first, ..)| *first).min() else { return (Vec::new(), None) };
+    let reports = |segment| content(store, segment, lowest, u64::MAX - 1).reports;
+    let mut reports: Vec<Gap> = segments.iter().flat_map(reports).collect();
+    reports.sort_by_key(|gap| gap.first);
     let until = segments.front().map_or(now, |segment| segment.since);
-    let header = segments.front().map(|segment| store.read(&segment.name(), 0, HEADER_BYTES));
-    let after = match header {
-        Some(bytes) => bytes.ok().and_then(|bytes| Header::decode(&bytes)).map(|header| header.digest),
+    let after = match segments.front() {
+        Some(segment) => header(store, segment).map(|header| header.digest),
         None => Some(tip.digest),
     };
-    let (last, since, reason) = (end - 1, cursor.time, Reason::Vanished);
-    let gap = |records| Gap { first, last, records, since, until, reason, before: None, after };
-    (first < end).then(|| gap(end - first))
+    let unsaid = |(mut first, last, sink): (u64, u64, Option<Sink>)| {
+        for gap in reports.iter().filter(|gap| gap.sink.is_none() || gap.sink == sink) {
+            if gap.first <= first && gap.last >= first {
+                first = gap.last + 1;
+            }
+        }
+        let since =
+            consumers.iter().filter(|of| sink.is_none_or(|sink| sink == of.sink)).map(|of| of.cursor.time).max();
+        let (since, reason) = (since.unwrap_or(0), Reason::Vanished);
+        let (records, before, after) = ((last + 1).saturating_sub(first), None, after.filter(|_| last + 1 == end));
+        (records > 0).then_some(Gap { first, last, records, since, until, reason, before, after, sink })
+    };
+    let (missed, lost): (Vec<_>, Vec<_>) = missing.into_iter().filter_map(unsaid).partition(|gap| gap.sink.is_some());
+    (missed, lost.first().copied())
+}
+
+/// What one sink has acknowledged and another has not, behind the end of the last segment.
+fn behind_the_end(consumers: &[Consumer], found: &Tip, end: u64, now: u64) -> Vec<Gap> {
+    let cursors = consumers.iter().map(|consumer| (consumer.sink, consumer.cursor.next));
+    let missing = stretches(cursors, found.next, end - 1).into_iter();
+    let gap = |(first, last, sink): (u64, u64, Option<Sink>)| {
+        let before = (first == found.next).then_some(found.digest);
+        let (records, since, reason) = (last + 1 - first, found.time, Reason::Vanished);
+        Gap { first, last, records, since, until: now, reason, before, after: None, sink }
+    };
+    missing.filter(|(.., sink)| sink.is_some()).map(gap).collect()
 }
 
 /// No number that a checkpoint seals is given again: the chain goes on behind the checkpoint, and what is not here is a gap.
@@ -287,7 +377,8 @@ fn restore(whole: &Tip, found: &Tip, kept: &Kept, now: u64) -> (Tip, Option<Gap>
     let (first, last, reason) = (whole.next, kept.number, Reason::Vanished);
     let before = (whole.next == found.next).then_some(found.digest);
     let since = found.time;
-    let gap = Gap { first, last, records: next - first, since, until: now, reason, before, after: Some(digest) };
+    let (records, after, sink) = (next - first, Some(digest), None);
+    let gap = Gap { first, last, records, since, until: now, reason, before, after, sink };
     (Tip { next, digest, time: found.time }, (first <= last).then_some(gap))
 }
 

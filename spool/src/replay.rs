@@ -1,11 +1,12 @@
-//! The reading side: synced records in their order, and the cursor that moves when the collector has answered.
+//! The reading side: synced records in their order, and the cursor that moves when the sink has answered. Each sink has
+//! a reader of its own.
 //!
-//! At least once: after a restart reading begins at the cursor. One chunk is out at a time.
+//! At least once: after a restart, or [`Reader::rewind`], reading begins at the cursor.
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use crate::{
-    Error, Gap, Reason,
+    Error, Gap, Reason, Sink,
     segment::{ENTRY_BYTES, HEADER_BYTES, Kind, PAYLOAD_BYTES_MAX, Scan, Scanned},
     shared::{Segment, Shared, Status},
     storage,
@@ -58,14 +59,27 @@ struct Place {
 #[derive(Debug)]
 pub struct Reader {
     shared: Arc<Shared>,
+    sink: Sink,
     /// The number of the next record to be given out.
     next: u64,
     place: Option<Place>,
 }
 
 impl Reader {
-    pub(crate) fn new(shared: Arc<Shared>, next: u64) -> Self {
-        Self { shared, next, place: None }
+    pub(crate) fn new(shared: Arc<Shared>, sink: Sink, next: u64) -> Self {
+        Self { shared, sink, next, place: None }
+    }
+
+    /// Who reads.
+    pub fn sink(&self) -> Sink {
+        self.sink
+    }
+
+    /// Goes back to the cursor: what was given out and not acknowledged is given out again.
+    pub fn rewind(&mut self) {
+        let cursor = self.shared.lock().consumer(self.sink).map(|consumer| consumer.cursor.next);
+        self.next = cursor.unwrap_or(self.next);
+        self.place = None;
     }
 
     /// How the spool fares.
@@ -209,16 +223,19 @@ impl Reader {
         let records = (first <= last).then_some((first, last));
         if let Some((first, last)) = records {
             let (since, until, records) = (segment.since, segment.until, last + 1 - first);
-            self.shared.lose(Gap {
-                first,
-                last,
-                records,
-                since,
-                until,
-                reason: Reason::Damaged,
-                before: None,
-                after: None,
-            });
+            let mut state = self.shared.lock();
+            let known = state.damaged.iter().any(|known| known.0 <= first && last <= known.1);
+            if !known {
+                let oldest = state.segments.front().map_or(0, |segment| segment.first);
+                state.damaged.retain(|known| known.1 >= oldest);
+                state.damaged.push((first, last));
+            }
+            drop(state);
+            if !known {
+                let reason = Reason::Damaged;
+                let gap = Gap { first, last, records, since, until, reason, before: None, after: None, sink: None };
+                self.shared.lose(gap);
+            }
         }
         chunk.damage.push(Damage { segment: segment.name(), offset, bytes, records });
     }
@@ -226,43 +243,61 @@ impl Reader {
     /// The chunk leaves: what it holds is no loss any more when its segment goes.
     fn give(&mut self, mut chunk: Chunk) -> Chunk {
         let mut state = self.shared.lock();
-        state.taken = state.taken.max(chunk.next);
+        let again = self.sink.reads_again();
+        if let Some(consumer) = state.consumer(self.sink).filter(|_| !again) {
+            consumer.taken = consumer.taken.max(chunk.next);
+        }
         if chunk.time == 0 {
             chunk.time = state.segments.iter().find(|segment| segment.last + 1 >= chunk.next).map_or(0, |s| s.since);
         }
         drop(state);
         self.next = chunk.next;
-        self.shared.status.oldest_unsent.store(chunk.time, Relaxed);
+        if !again {
+            self.shared.status.oldest_unsent[self.sink as usize].store(chunk.time, Relaxed);
+        }
         chunk
     }
 
-    /// The collector has answered for all records of the chunk: the cursor moves.
+    /// The sink has all records of the chunk, and of those before it: the cursor moves.
     ///
     /// # Errors
     /// When the cursor cannot be written; it has moved in memory, and is written with the next one.
     pub fn acknowledge(&mut self, chunk: &Chunk) -> Result<(), Error> {
         let status = &self.shared.status;
-        status.acknowledged.fetch_add(u64::from(chunk.records), Relaxed);
+        status.acknowledged[self.sink as usize].fetch_add(u64::from(chunk.records), Relaxed);
         let mut state = self.shared.lock();
-        (state.cursor.next, state.cursor.time) = (chunk.next, chunk.time);
-        state.cursor_unwritten = true;
-        if state.segments.back().is_none_or(|segment| segment.last < chunk.next) {
-            status.oldest_unsent.store(0, Relaxed);
+        let everything = state.segments.back().is_none_or(|segment| segment.last < chunk.next);
+        let oldest = &status.oldest_unsent[self.sink as usize];
+        match (everything, self.sink.reads_again()) {
+            (true, _) => oldest.store(0, Relaxed),
+            (false, true) => oldest.store(chunk.time, Relaxed),
+            (false, false) => {}
+        }
+        if let Some(consumer) = state.consumer(self.sink) {
+            (consumer.cursor.next, consumer.cursor.time) = (chunk.next, chunk.time);
+            consumer.taken = consumer.taken.max(chunk.next);
+            consumer.unwritten = true;
         }
         // What was found on the way is found again after a restart, until it is reported.
         let unreported = state.unreported.iter().any(|gap| gap.reason.is_found_reading() && gap.first < chunk.next);
         if unreported {
             return Ok(());
         }
-        state.cursor.store(&*self.shared.storage, false).map_err(storage("the cursor cannot be written"))?;
-        state.cursor_unwritten = false;
+        let Some(consumer) = state.consumer(self.sink) else { return Ok(()) };
+        let stored = consumer.cursor.store(&*self.shared.storage, self.sink, false);
+        stored.map_err(storage("the cursor cannot be written"))?;
+        consumer.unwritten = false;
         Ok(())
     }
 
     /// The collector will not take `records` of those with the numbers from `first` to `last`: a gap says so.
     pub fn refuse(&self, (first, last): (u64, u64), records: u64, now: u64, reason: Reason) {
-        let since = self.shared.lock().cursor.time;
-        self.shared.lose(Gap { first, last, records, since, until: now, reason, before: None, after: None });
+        let mut state = self.shared.lock();
+        let since = state.consumer(self.sink).map_or(0, |consumer| consumer.cursor.time);
+        // Another sink has them, or will.
+        let sink = (state.consumers.len() > 1).then_some(self.sink);
+        drop(state);
+        self.shared.lose(Gap { first, last, records, since, until: now, reason, before: None, after: None, sink });
     }
 
     /// Keeps what the collector has refused, in a file of its own beside the segments ([`SET_ASIDE`]); false when there is no

@@ -48,7 +48,7 @@ impl Spool {
             let written = active.bytes > HEADER_BYTES as u64 && active.bytes == active.segment.bytes;
             written && active.segment.last < next
         };
-        let next = self.shared.lock().cursor.next;
+        let next = self.shared.lock().acknowledged_by_all();
         if !self.active.as_ref().is_some_and(|active| done(active, next)) {
             return Ok(());
         }
@@ -59,9 +59,8 @@ impl Spool {
             // There is not even room for a header: the stream and the end of the chain go on in memory for a moment.
             let gone = {
                 let mut state = self.shared.lock();
-                let stored = state.cursor.store(&*self.shared.storage, true);
+                let stored = state.store_cursors(&*self.shared.storage, true);
                 stored.map_err(storage("the cursor cannot be written"))?;
-                state.cursor_unwritten = false;
                 state.segments.pop_back()
             };
             gone.map_or(Ok(()), |segment| self.remove(&segment))?;
@@ -116,20 +115,17 @@ impl Spool {
         self.active.as_ref().is_some_and(|active| active.segment.epoch == segment.epoch)
     }
 
-    /// Removes the segments of which everything is acknowledged, once the cursor is durable.
+    /// Removes the segments of which every sink has acknowledged everything, once the cursors are durable.
     fn remove_acknowledged(&mut self) -> Result<(), Error> {
         let done = |segment: &Segment, next: u64| segment.last < next;
         let store = &*self.shared.storage;
         let mut removed = Vec::new();
         {
             let mut state = self.shared.lock();
-            let next = state.cursor.next;
+            let next = state.acknowledged_by_all();
             let removable = |segment: &&Segment| done(segment, next) && !self.is_active(segment);
             let any = state.segments.len() > 1 && state.segments.front().filter(removable).is_some();
-            if any || state.cursor_unwritten {
-                state.cursor.store(store, any).map_err(storage("the cursor cannot be written"))?;
-                state.cursor_unwritten = false;
-            }
+            state.store_cursors(store, any).map_err(storage("the cursor cannot be written"))?;
             // The last one stays: its header knows the stream and the end of the chain.
             while state.segments.len() > 1
                 && let Some(segment) = state.segments.front().copied().filter(|segment| removable(&segment))
@@ -144,7 +140,7 @@ impl Spool {
         Ok(())
     }
 
-    /// Removes the oldest segment with all that is in it; what was not acknowledged is a gap. False when there is none.
+    /// Removes the oldest segment with all that is in it; what a sink has not taken is a gap. False when there is none.
     pub(crate) fn drop_oldest(&mut self, reason: Reason) -> Result<bool, Error> {
         let Some(oldest) = self.oldest() else { return Ok(false) };
         if self.is_active(&oldest) {
@@ -158,31 +154,28 @@ impl Spool {
             // until it has.
             let _full = self.begin_segment(self.tip.time);
         }
-        let (segment, next, taken) = {
+        let (segment, next, missing, taken) = {
             let mut state = self.shared.lock();
             let Some(segment) = state.segments.pop_front() else { return Ok(false) };
-            (segment, state.segments.front().copied(), state.taken)
+            let missing = state.missing(segment.first, segment.last);
+            (segment, state.segments.front().copied(), missing, state.taken_by_all())
         };
-        let Content { records, reports, before } = content(&*self.shared.storage, &segment, taken);
-        if segment.last >= taken {
-            let gap = Gap {
-                first: segment.first.max(taken),
-                last: segment.last,
-                records,
-                since: segment.since,
-                until: segment.until,
-                reason,
-                before,
-                after: match next {
-                    Some(next) => header(&*self.shared.storage, &next).map(|header| header.digest),
-                    None => Some(self.tip.digest),
-                },
-            };
-            // What it reported itself is reported again: nobody has heard of it.
+        if !missing.is_empty() {
+            // What it reported itself is reported again: some sink has not heard of it.
+            let reports = content(&*self.shared.storage, &segment, taken, segment.last).reports;
             let mut state = self.shared.lock();
             reports.into_iter().for_each(|gap| note(&mut state.unreported, gap));
-            drop(state);
-            self.shared.lose(gap);
+        }
+        // What the segment says of the end of the chain, the next one knows for sure.
+        let end = match next {
+            Some(next) => header(&*self.shared.storage, &next).map(|header| header.digest),
+            None => Some(self.tip.digest),
+        };
+        for (first, last, sink) in missing {
+            let Content { records, before, after, .. } = content(&*self.shared.storage, &segment, first, last);
+            let after = if last == segment.last { end } else { after };
+            let (since, until) = (segment.since, segment.until);
+            self.shared.lose(Gap { first, last, records, since, until, reason, before, after, sink });
         }
         self.remove(&segment)?;
         Ok(true)
@@ -201,7 +194,7 @@ impl Spool {
     }
 }
 
-/// What a segment holds from some number on.
+/// What a segment holds of some numbers.
 pub(crate) struct Content {
     /// How many records.
     pub(crate) records: u64,
@@ -209,42 +202,53 @@ pub(crate) struct Content {
     pub(crate) reports: Vec<Gap>,
     /// The chain digest before them, where it is known.
     pub(crate) before: Option<[u8; 32]>,
+    /// And after them, as far as the segment tells.
+    pub(crate) after: Option<[u8; 32]>,
 }
 
-fn header(store: &dyn Storage, segment: &Segment) -> Option<Header> {
+pub(crate) fn header(store: &dyn Storage, segment: &Segment) -> Option<Header> {
     Header::decode(&store.read(&segment.name(), 0, HEADER_BYTES).ok()?)
 }
 
-/// What a segment holds from number `from` on.
-pub(crate) fn content(store: &dyn Storage, segment: &Segment, from: u64) -> Content {
+/// Follows the chain up to the number `end`, which is not taken in.
+fn follow(digest: &mut Option<[u8; 32]>, end: u64, found: &Scanned<'_>) {
+    match found {
+        // After damage the chain is taken up here again.
+        Scanned::Entry(entry) if entry.kind == Kind::BatchEnd => {
+            if entry.sequence < end && digest.is_none() {
+                *digest = entry.batch_end().map(|(_, digest)| digest);
+            }
+        }
+        Scanned::Entry(entry) if entry.sequence < end => {
+            *digest = digest.map(|digest| chain::next(&digest, entry.sequence, entry.payload));
+        }
+        Scanned::Damage { first, .. } if *first < end => *digest = None,
+        Scanned::Entry(_) | Scanned::Damage { .. } => {}
+    }
+}
+
+/// What a segment holds of the numbers `from..=to`.
+pub(crate) fn content(store: &dyn Storage, segment: &Segment, from: u64, to: u64) -> Content {
+    let overlap = |first: u64, last: u64| (last.min(to) + 1).saturating_sub(first.max(from));
     let size = usize::try_from(segment.bytes).unwrap_or(usize::MAX).saturating_sub(HEADER_BYTES);
     let Ok(bytes) = store.read(&segment.name(), HEADER_BYTES as u64, size) else {
-        let records = (segment.last + 1).saturating_sub(segment.first.max(from));
-        return Content { records, reports: Vec::new(), before: None };
+        let records = overlap(segment.first, segment.last);
+        return Content { records, reports: Vec::new(), before: None, after: None };
     };
-    let before = header(store, segment).map(|header| header.digest);
-    let mut content = Content { records: 0, reports: Vec::new(), before };
+    let digest = header(store, segment).map(|header| header.digest);
+    let mut content = Content { records: 0, reports: Vec::new(), before: digest, after: digest };
     for found in Scan::new(&bytes, segment.epoch, segment.first.saturating_sub(1)) {
+        follow(&mut content.before, from, &found);
+        follow(&mut content.after, to.saturating_add(1), &found);
         match found {
-            Scanned::Entry(entry) if entry.kind == Kind::BatchEnd => {
-                // After damage the chain is taken up here again.
-                if entry.sequence < from && content.before.is_none() {
-                    content.before = entry.batch_end().map(|(_, digest)| digest);
-                }
-            }
-            Scanned::Entry(entry) if entry.sequence < from => {
-                content.before = content.before.map(|before| chain::next(&before, entry.sequence, entry.payload));
-            }
+            Scanned::Entry(entry) if entry.kind == Kind::BatchEnd || !(from..=to).contains(&entry.sequence) => {}
             Scanned::Entry(entry) => {
                 content.records += 1;
                 if entry.kind == Kind::Report {
                     content.reports.extend(Gap::decode(entry.payload));
                 }
             }
-            Scanned::Damage { first, last, .. } => {
-                content.records += (last + 1).saturating_sub(first.max(from));
-                content.before = content.before.filter(|_| first >= from);
-            }
+            Scanned::Damage { first, last, .. } => content.records += overlap(first, last),
         }
     }
     content

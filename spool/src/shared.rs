@@ -1,4 +1,4 @@
-//! What the writer and the reader of one spool share: the list of segments, the cursor, and what was lost and not
+//! What the writer and the readers of one spool share: the list of segments, the cursors, and what was lost and not
 //! reported yet. The lock is held for moments; no segment is read or written under it.
 
 use std::{
@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use crate::{Gap, Reason, Storage, cursor::Cursor, segment};
+use crate::{Gap, Reason, Sink, Storage, cursor::Cursor, segment};
 
 /// One segment, as far as it is synced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,17 +32,70 @@ impl Segment {
     }
 }
 
+/// How far one sink is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Consumer {
+    pub(crate) sink: Sink,
+    pub(crate) cursor: Cursor,
+    /// The cursor in memory is ahead of the one in the file.
+    pub(crate) unwritten: bool,
+    /// Numbers below this are acknowledged or with the reader.
+    pub(crate) taken: u64,
+}
+
 #[derive(Debug)]
 pub(crate) struct State {
     /// Oldest first; the one that is written to is the last one.
     pub(crate) segments: VecDeque<Segment>,
-    pub(crate) cursor: Cursor,
-    /// The cursor in memory is ahead of the one in the file.
-    pub(crate) cursor_unwritten: bool,
-    /// Numbers below this are acknowledged or with the reader.
-    pub(crate) taken: u64,
+    /// One for each sink.
+    pub(crate) consumers: Vec<Consumer>,
     /// Lost and not reported yet.
     pub(crate) unreported: Vec<Gap>,
+    /// Numbers that a reader found damaged, in segments that are still there.
+    pub(crate) damaged: Vec<(u64, u64)>,
+}
+
+impl State {
+    /// The lowest number that some sink has not acknowledged.
+    pub(crate) fn acknowledged_by_all(&self) -> u64 {
+        self.consumers.iter().map(|consumer| consumer.cursor.next).min().unwrap_or(u64::MAX)
+    }
+
+    /// The lowest number that some sink has not taken.
+    pub(crate) fn taken_by_all(&self) -> u64 {
+        self.consumers.iter().map(|consumer| consumer.taken).min().unwrap_or(u64::MAX)
+    }
+
+    pub(crate) fn consumer(&mut self, sink: Sink) -> Option<&mut Consumer> {
+        self.consumers.iter_mut().find(|consumer| consumer.sink == sink)
+    }
+
+    /// Writes the cursors that moved, or all of them durably.
+    pub(crate) fn store_cursors(&mut self, storage: &dyn Storage, durable: bool) -> std::io::Result<()> {
+        for consumer in self.consumers.iter_mut().filter(|consumer| durable || consumer.unwritten) {
+            consumer.cursor.store(storage, consumer.sink, durable)?;
+            consumer.unwritten = false;
+        }
+        Ok(())
+    }
+
+    /// What is missing when `first..=last` goes: whose sink has not taken it. First what some sinks have and others have
+    /// not, by those others; then what none has.
+    pub(crate) fn missing(&self, first: u64, last: u64) -> Vec<(u64, u64, Option<Sink>)> {
+        let taken = |consumer: &Consumer| consumer.taken;
+        stretches(self.consumers.iter().map(|consumer| (consumer.sink, taken(consumer))), first, last)
+    }
+}
+
+/// The parts of `first..=last` that sinks, each having taken what is below a number, lack.
+pub(crate) fn stretches(
+    taken: impl Iterator<Item = (Sink, u64)> + Clone,
+    first: u64,
+    last: u64,
+) -> Vec<(u64, u64, Option<Sink>)> {
+    let furthest = taken.clone().map(|(_, taken)| taken).max().unwrap_or(u64::MAX);
+    let behind = taken.map(|(sink, taken)| (first.max(taken), last.min(furthest.saturating_sub(1)), Some(sink)));
+    behind.chain([(first.max(furthest), last, None)]).filter(|(first, last, _)| first <= last).collect()
 }
 
 #[derive(Debug)]
@@ -81,10 +134,10 @@ pub(crate) fn note(gaps: &mut Vec<Gap>, gap: Gap) {
 #[derive(Debug, Default)]
 pub struct Status {
     pub(crate) spooled: AtomicU64,
-    pub(crate) acknowledged: AtomicU64,
+    pub(crate) acknowledged: [AtomicU64; Sink::ALL.len()],
     pub(crate) lost: [AtomicU64; Reason::ALL.len()],
     pub(crate) bytes: AtomicU64,
-    pub(crate) oldest_unsent: AtomicU64,
+    pub(crate) oldest_unsent: [AtomicU64; Sink::ALL.len()],
     pub(crate) full: AtomicBool,
     pub(crate) disk_low: AtomicBool,
     limit_bytes: u64,
@@ -98,7 +151,12 @@ impl Status {
 
     /// Records that the collector has acknowledged, to this process.
     pub fn acknowledged(&self) -> u64 {
-        self.acknowledged.load(Relaxed)
+        self.acknowledged_by(Sink::Otlp)
+    }
+
+    /// Records that the sink has acknowledged, to this process.
+    pub fn acknowledged_by(&self, sink: Sink) -> u64 {
+        self.acknowledged[sink as usize].load(Relaxed)
     }
 
     /// Records lost for this reason, in the time of this process.
@@ -116,10 +174,15 @@ impl Status {
         self.limit_bytes
     }
 
-    /// When the oldest record that the collector has not acknowledged was written, in nanoseconds since 1970 UTC; `None`
-    /// when there is none.
+    /// When the oldest record that some sink has not acknowledged was written, in nanoseconds since 1970 UTC; `None` when
+    /// there is none.
     pub fn oldest_unsent(&self) -> Option<u64> {
-        Some(self.oldest_unsent.load(Relaxed)).filter(|time| *time > 0)
+        Sink::ALL.into_iter().filter_map(|sink| self.oldest_unsent_of(sink)).min()
+    }
+
+    /// As [`Self::oldest_unsent`], for one sink.
+    pub fn oldest_unsent_of(&self, sink: Sink) -> Option<u64> {
+        Some(self.oldest_unsent[sink as usize].load(Relaxed)).filter(|time| *time > 0)
     }
 
     /// True when there was less free disk than there should be, when it was looked at last.

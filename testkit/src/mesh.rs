@@ -66,6 +66,8 @@ pub struct Settings {
     pub clock: Option<Clock>,
     /// More keys of the CA's configuration, such as `leafLifetime`.
     pub authority: Vec<(&'static str, Value)>,
+    /// More keys of the proxies' configuration, such as `syslog`; a section that is there already is replaced.
+    pub proxy: Vec<(&'static str, Value)>,
 }
 
 impl Default for Settings {
@@ -81,6 +83,7 @@ impl Default for Settings {
             drain_timeout: Duration::from_secs(30),
             clock: None,
             authority: Vec::new(),
+            proxy: Vec::new(),
         }
     }
 }
@@ -415,6 +418,9 @@ impl Mesh {
         if let Some(spool) = &settings.spool {
             config["spool"] = spool.clone();
             config["spool"]["dir"] = json!(own.join("spool"));
+        }
+        for (key, value) in &settings.proxy {
+            config[*key] = value.clone();
         }
         self.directory.write(&format!("{name}.yaml"), &serde_json::to_string_pretty(&config)?)?;
         let mut redirect = self.pod(name)?.pod.command(0, self.directory.path().join(PROXY));

@@ -80,6 +80,14 @@ impl Endpoint {
     /// # Errors
     /// Names what is wrong.
     pub(super) fn new(url: &str, config: &Config) -> Result<Self, Error> {
+        Self::of_service(url, config, GRPC_PATH)
+    }
+
+    /// As [`Self::new`], for the method of another service of OTLP.
+    ///
+    /// # Errors
+    /// As for [`Self::new`].
+    pub(super) fn of_service(url: &str, config: &Config, grpc_path: &str) -> Result<Self, Error> {
         let uri: Uri = url.parse().map_err(|error| Error::Endpoint(url.to_owned(), error))?;
         let secure = match uri.scheme_str() {
             Some("https") => true,
@@ -107,7 +115,7 @@ impl Endpoint {
             tls.config().map_err(Error::Tls)?;
         }
         let path = match config.protocol {
-            Protocol::Grpc if uri.path().trim_end_matches('/').is_empty() => GRPC_PATH,
+            Protocol::Grpc if uri.path().trim_end_matches('/').is_empty() => grpc_path,
             Protocol::Grpc => return Err(Error::Path(url.to_owned())),
             Protocol::HttpProtobuf => uri.path_and_query().map_or("/", |path| path.as_str()),
         };

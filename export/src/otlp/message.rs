@@ -159,6 +159,19 @@ fn compress(parts: Vec<Bytes>, compression: Compression) -> Vec<Bytes> {
 #[derive(Debug, Clone)]
 pub(super) struct Parts(VecDeque<Bytes>);
 
+impl Parts {
+    /// The body of a request with this message, not compressed.
+    pub(super) fn of(message: Vec<u8>, protocol: Protocol) -> Self {
+        let message = Bytes::from(message);
+        let mut prefix = [0; 5];
+        prefix[1..].copy_from_slice(&(message.len() as u32).to_be_bytes());
+        match protocol {
+            Protocol::Grpc => Self([Bytes::copy_from_slice(&prefix), message].into()),
+            Protocol::HttpProtobuf => Self([message].into()),
+        }
+    }
+}
+
 impl Buf for Parts {
     fn remaining(&self) -> usize {
         self.0.iter().map(Bytes::len).sum()

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{ACCESS_LOG_FORMATS, ACCESS_LOG_MODES, Config, LOG_FORMATS, Limits, PLAINTEXT};
+use super::{ACCESS_LOG_FORMATS, Config, LOG_FORMATS, Limits, PLAINTEXT};
 
 impl Config {
     /// The whole configuration as YAML, defaults included.
@@ -25,7 +25,7 @@ impl Config {
             "admin": { "address": self.admin.address },
             "baseline": self.baseline.to_json(),
             "accessLog": {
-                "mode": word(&ACCESS_LOG_MODES, self.access_log.mode),
+                "mode": self.access_log.mode.to_string(),
                 "format": word(&ACCESS_LOG_FORMATS, self.access_log.format),
             },
             "log": { "level": self.log.level, "format": word(&LOG_FORMATS, self.log.format) },
@@ -40,11 +40,20 @@ impl Config {
         if let Some(directory) = &self.identity.state_dir {
             root["identity"]["stateDir"] = json!(directory);
         }
+        if let Some(file) = &self.access_log.annotations {
+            root["accessLog"]["annotations"] = json!(file);
+        }
         if let Some(socket) = &self.admin.socket {
             root["admin"]["socket"] = json!(socket);
         }
         if let Some(export) = &self.export {
             root["export"] = export.to_json();
+        }
+        if let Some(metrics) = &self.metrics {
+            root["metrics"] = metrics.to_json();
+        }
+        if let Some(syslog) = &self.syslog {
+            root["syslog"] = syslog.to_json();
         }
         if let Some(spool) = &self.spool {
             root["spool"] = spool.to_json();
@@ -99,8 +108,14 @@ mod tests {
         let export = "export: {endpoint: 'https://c:1', fallbackEndpoints: ['https://d:1'], protocol: http/protobuf, \
                       compression: zstd, roots: /r.pem, clientCertificate: /c.pem, clientKey: /k.pem, awayAfter: 1m, \
                       timeout: 250ms, resource: {a.b: '0755'}}\n\
-                      spool: {dir: /s, maxBytes: 1MiB, sync: always, onFull: refuse}\n";
-        let strict = [("PICKET_INBOUND_PLAINTEXT", "strict"), ("PICKET_LOG_LEVEL", "info,h2=debug")];
+                      spool: {dir: /s, maxBytes: 1MiB, sync: always, onFull: refuse}\n\
+                      syslog: {endpoint: 'tls://s:6514', roots: /r.pem, facility: audit, hostName: a}\n\
+                      metrics: {interval: 10s, attributes: [picket.code]}\n";
+        let strict = [
+            ("PICKET_INBOUND_PLAINTEXT", "strict"),
+            ("PICKET_LOG_LEVEL", "info,h2=debug"),
+            ("PICKET_ACCESS_LOG_MODE", "sampled:0.25"),
+        ];
         for (text, environment) in [(EXAMPLE.to_owned(), &[][..]), (format!("{EXAMPLE}{export}"), &strict[..])] {
             let config = load(&text, environment);
             let again = load(&config.to_yaml(), &[]);

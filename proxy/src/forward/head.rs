@@ -211,6 +211,9 @@ fn check_target<'a>(method: &str, target: &'a str) -> Result<(&'a str, Option<&'
         return refuse(Code::RequestMalformed, "a byte in the target that RFC 3986 does not allow");
     }
     let (path, authority) = if method == "CONNECT" {
+        if target.contains(['@', '/', '?']) {
+            return refuse(Code::RequestMalformed, "the target of CONNECT is not host and port alone");
+        }
         return Ok((target, Some(target)));
     } else if target.starts_with('/') || (target == "*" && method == "OPTIONS") {
         (target, None)

@@ -298,14 +298,21 @@ impl Session<'_> {
     }
 }
 
-/// Method and path of a head that was refused, as far as they can be read.
+/// Method and path of a head that was refused, as far as they can be told for sure: what is none may be a part of a body, a
+/// field or a target with a password in it, and none of that belongs into a record.
 fn best_effort(bytes: &[u8]) -> (String, String) {
     let line = bytes.split(|&byte| byte == b'\r' || byte == b'\n').find(|line| !line.is_empty()).unwrap_or_default();
     let text = String::from_utf8_lossy(&line[..line.len().min(1024)]);
     let mut words = text.split(' ');
-    let method = words.next().unwrap_or_default().chars().take(32).collect();
-    (method, words.next().unwrap_or_default().split('?').next().unwrap_or_default().to_owned())
+    let Some(method) = words.next().filter(|method| METHODS.contains(method)) else {
+        return ("_OTHER".to_owned(), String::new());
+    };
+    let path = words.next().filter(|path| path.starts_with('/')).unwrap_or_default();
+    (method.to_owned(), path.split(['?', '#']).next().unwrap_or_default().to_owned())
 }
+
+/// What OpenTelemetry's `http.request.method` knows (RFC 9110, RFC 5789); anything else is `_OTHER`.
+const METHODS: [&str; 9] = ["CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"];
 
 fn reason(status: u16) -> &'static str {
     match status {

@@ -1,6 +1,6 @@
 //! What is removed unsent is what the gap records say, no matter how long the collector is away.
 
-use spool::{Config, Reason};
+use spool::{Config, Reason, Sink};
 
 use crate::{Random, Read, SECOND, append, config, memory::Memory, open, open_with, read_all};
 
@@ -111,4 +111,96 @@ fn a_gap_that_nobody_was_told_of_is_found_by_the_cursor() {
     assert_eq!(read.gaps, [gap]);
     assert_eq!(read.unexplained(last), Vec::<u64>::new());
     assert_eq!(read.records.keys().next(), Some(&(gap.last + 1)));
+}
+
+/// Opens the spool for the collector and the syslog server.
+fn open_both(disk: &std::sync::Arc<Memory>, config: Config) -> (spool::Spool, spool::Reader, spool::Reader) {
+    let sinks = [Sink::Otlp, Sink::Syslog];
+    let storage = std::sync::Arc::clone(disk) as std::sync::Arc<dyn spool::Storage>;
+    let (spool, readers, _) = spool::Spool::open_for(&sinks, storage, config, SECOND).unwrap();
+    let [collector, syslog] = <[spool::Reader; 2]>::try_from(readers).unwrap();
+    (spool, collector, syslog)
+}
+
+#[test]
+fn each_sink_gets_every_record_and_holds_its_segments() {
+    let disk = Memory::new();
+    let config = Config { max_bytes: 4 << 20, ..config() };
+    let (mut spool, mut collector, mut syslog) = open_both(&disk, config);
+    for at in 0..300 {
+        append(&mut spool, SECOND + at, at * 10..at * 10 + 10).unwrap();
+    }
+    spool.sync().unwrap();
+    let segments = disk.segments().len();
+    let first = read_all(&mut collector, 50_000);
+    assert_eq!(first.numbers(), (0..3000).collect::<Vec<_>>());
+    spool.tick(SECOND).unwrap();
+    assert_eq!(disk.segments().len(), segments, "the other sink has not got them");
+    // Half is given out and some of it acknowledged; after a reset the rest of it comes again, and after a restart too.
+    let chunks: Vec<_> = (0..4).map(|_| syslog.next(50_000).unwrap().unwrap()).collect();
+    syslog.acknowledge(&chunks[0]).unwrap();
+    syslog.rewind();
+    assert_eq!(syslog.next(50_000).unwrap().unwrap().fields, chunks[1].fields);
+    drop((spool, collector, syslog));
+    let (mut spool, mut collector, mut syslog) = open_both(&disk, config);
+    assert_eq!(collector.next(50_000).unwrap(), None);
+    let rest = read_all(&mut syslog, 50_000);
+    assert_eq!(rest.records.len() as u32 + chunks[0].records, 3000);
+    assert_eq!(rest.records.keys().next(), Some(&chunks[0].next));
+    spool.tick(SECOND).unwrap();
+    assert_eq!(disk.segments().len(), 1);
+    assert_eq!(spool.status().oldest_unsent(), None);
+}
+
+#[test]
+fn what_one_sink_lacks_is_said_of_that_sink_alone() {
+    for restart in [false, true] {
+        let disk = Memory::new();
+        let config = Config { max_bytes: 256 << 10, ..config() };
+        let (mut spool, mut collector, mut syslog) = open_both(&disk, config);
+        let mut arrived = Read::default();
+        for at in 0..300 {
+            append(&mut spool, SECOND + at, at * 10..at * 10 + 10).unwrap();
+            spool.sync().unwrap();
+            let read = read_all(&mut collector, 20_000);
+            arrived.records.extend(read.records);
+            arrived.gaps.extend(read.gaps);
+            if restart && at % 60 == 59 {
+                drop((spool, collector, syslog));
+                (spool, collector, syslog) = open_both(&disk, config);
+            }
+        }
+        spool.report(SECOND).unwrap();
+        spool.sync().unwrap();
+        let last = spool.tip().next - 1;
+        arrived.records.extend(read_all(&mut collector, 20_000).records);
+        assert_eq!(arrived.records.keys().copied().collect::<Vec<_>>(), (1..=last).collect::<Vec<_>>());
+        assert!(arrived.gaps.iter().all(|gap| gap.sink == Some(Sink::Syslog)), "the collector lacks nothing");
+        let late = read_all(&mut syslog, 20_000);
+        assert!(late.records.len() > 100 && (late.records.len() as u64) < last - 500);
+        assert_eq!(late.unexplained(last), Vec::<u64>::new());
+        let present = |gap: &spool::Gap| (gap.first..=gap.last).find(|n| late.records.contains_key(n));
+        assert_eq!(late.gaps.iter().find_map(present), None, "what a gap names did not arrive");
+    }
+}
+
+#[test]
+fn a_sink_that_is_not_named_any_more_holds_nothing() {
+    let disk = Memory::new();
+    let (mut spool, mut collector, syslog) = open_both(&disk, config());
+    append(&mut spool, SECOND, 0..100).unwrap();
+    spool.sync().unwrap();
+    let next = read_all(&mut collector, 20_000).records.len() as u64 + 1;
+    drop((spool, collector, syslog));
+    let (mut spool, mut collector, _) = open(&disk);
+    assert_eq!(collector.next(20_000).unwrap(), None);
+    append(&mut spool, SECOND, 100..110).unwrap();
+    spool.sync().unwrap();
+    let later = read_all(&mut collector, 20_000);
+    assert_eq!(later.records.keys().next(), Some(&next), "no number is given again");
+    drop((spool, collector));
+    // One that comes back begins at what is there, and nothing is called lost.
+    let (spool, _, mut syslog) = open_both(&disk, config());
+    assert!(!read_all(&mut syslog, 20_000).records.is_empty());
+    assert!(Reason::ALL.into_iter().all(|reason| spool.status().lost(reason) == 0));
 }

@@ -114,6 +114,9 @@ fn check(hop: &Hop, request: &Request<RecvStream>) -> Result<(), Refusal> {
     if bytes + target > hop.head_bytes_max {
         return refuse(Code::RequestHeadTooLarge, "the head is over the limit");
     }
+    if request.uri().authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return refuse(Code::RequestMalformed, ":authority with user information");
+    }
     let mut hosts = fields.get_all(header::HOST).iter();
     let (host, second) = (hosts.next(), hosts.next());
     if second.is_some() {

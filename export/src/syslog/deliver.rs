@@ -1,0 +1,186 @@
+//! What is written to a syslog server, and when it counts as delivered.
+
+use std::{
+    collections::VecDeque,
+    io,
+    sync::atomic::Ordering::Relaxed,
+    time::{Duration, Instant},
+};
+
+use record::field;
+use spool::Chunk;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, WriteHalf};
+
+use super::{
+    Error, Format,
+    connection::{Connection, Stream, USER_TIMEOUT},
+    encode::Encoder,
+    unacknowledged,
+};
+use crate::Spooled;
+
+/// Bytes of records that are encoded and written at once.
+const CHUNK_BYTES_MAX: usize = 128 << 10;
+/// How often the kernel is asked what the server has acknowledged.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// A chunk that was written.
+struct Written {
+    /// Bytes of the connection up to its end.
+    position: u64,
+    at: Instant,
+    /// When the server's kernel was seen to have it.
+    acknowledged: Option<Instant>,
+    /// Without its records.
+    chunk: Chunk,
+}
+
+/// What goes on over several connections.
+pub(super) struct Delivery {
+    encoder: Encoder,
+    settle: Duration,
+    waiting: VecDeque<Written>,
+    /// Numbers below this were written once; what is sent again is not counted again.
+    sent: u64,
+    delivered: u64,
+    /// The kernel does not say what is acknowledged, and this was said.
+    blind: bool,
+}
+
+impl Delivery {
+    pub(super) fn new(format: &Format, settle: Duration) -> Self {
+        let (waiting, encoder) = (VecDeque::new(), Encoder::new(format));
+        Self { encoder, settle, waiting, sent: 0, delivered: 0, blind: false }
+    }
+
+    /// Records that were delivered.
+    pub(super) fn delivered(&self) -> u64 {
+        self.delivered
+    }
+
+    /// Sends what the spool holds until everything is delivered and the writer has ended.
+    pub(super) async fn feed(&mut self, connection: Connection, spooled: &mut Spooled) -> Result<(), Error> {
+        self.waiting.clear();
+        let Connection { stream, local, peer, written } = connection;
+        let (from, mut to) = tokio::io::split(stream);
+        let mut end = Box::pin(ended(from));
+        let mut looked = Instant::now();
+        loop {
+            if looked.elapsed() >= LOOK {
+                looked = Instant::now();
+                self.look(unacknowledged::bytes(local, peer), written.load(Relaxed));
+                self.settle(spooled);
+            }
+            let is_over = spooled.signals.ended.load(Relaxed);
+            let Some(chunk) = spooled.next_chunk(CHUNK_BYTES_MAX).await else {
+                if is_over {
+                    return self.finish(to, end, spooled).await;
+                }
+                let pause = if self.waiting.is_empty() { Duration::from_secs(3600) } else { LOOK };
+                tokio::select! {
+                    () = spooled.signals.synced.notified() => {}
+                    () = tokio::time::sleep(pause) => {}
+                    done = &mut end => return Err(broken(done)),
+                }
+                continue;
+            };
+            let messages = self.encode(&chunk);
+            tokio::select! {
+                done = write(&mut to, &messages) => done.map_err(|error| broken(Err(error)))?,
+                done = &mut end => return Err(broken(done)),
+            }
+            if chunk.next > self.sent {
+                self.sent = chunk.next;
+                spooled.counters.send(u64::from(chunk.records));
+            }
+            let (position, at) = (written.load(Relaxed), Instant::now());
+            let chunk = Chunk { fields: Vec::new(), ..chunk };
+            self.waiting.push_back(Written { position, at, acknowledged: None, chunk });
+        }
+    }
+
+    fn encode(&mut self, chunk: &Chunk) -> Vec<u8> {
+        let mut messages = Vec::with_capacity(chunk.fields.len() * 2);
+        for content in field::contents(&chunk.fields).flatten() {
+            self.encoder.frame(content, &mut messages);
+        }
+        messages
+    }
+
+    /// Notes what the server's kernel has by now.
+    fn look(&mut self, waiting: io::Result<u64>, written: u64) {
+        let now = Instant::now();
+        let has = match waiting {
+            Ok(waiting) => written.saturating_sub(waiting),
+            Err(error) => {
+                if !std::mem::replace(&mut self.blind, true) {
+                    tracing::warn!(%error, after = ?USER_TIMEOUT, "the kernel does not say what the syslog server has acknowledged: what is written counts as acknowledged later");
+                }
+                // A connection is reset when nothing is acknowledged for so long.
+                let old = |chunk: &&Written| now.saturating_duration_since(chunk.at) > USER_TIMEOUT;
+                self.waiting.iter().take_while(old).last().map_or(0, |chunk| chunk.position)
+            }
+        };
+        for chunk in self.waiting.iter_mut().take_while(|chunk| chunk.position <= has) {
+            chunk.acknowledged.get_or_insert(now);
+        }
+    }
+
+    /// Moves the cursor over what was acknowledged long enough ago.
+    fn settle(&mut self, spooled: &mut Spooled) {
+        let (now, settle) = (Instant::now(), self.settle);
+        let done =
+            |chunk: &&Written| chunk.acknowledged.is_some_and(|since| now.saturating_duration_since(since) >= settle);
+        let count = self.waiting.iter().take_while(done).count();
+        self.deliver(count, spooled);
+    }
+
+    fn deliver(&mut self, count: usize, spooled: &mut Spooled) {
+        let records = self.waiting.iter().take(count).map(|written| written.chunk.records).sum();
+        let Some(last) = self.waiting.drain(..count).next_back() else { return };
+        spooled.counters.acknowledge(u64::from(records));
+        self.delivered += u64::from(records);
+        let chunk = Chunk { records, ..last.chunk };
+        let Some(reader) = &mut spooled.reader else { return };
+        if let Err(error) = reader.acknowledge(&chunk) {
+            let error = &error as &(dyn std::error::Error + 'static);
+            tracing::warn!(error, "the spool's cursor cannot be written: records may be sent again after a restart");
+        }
+    }
+
+    /// Ends the connection in order: a server that ends it after us, in order, has read everything.
+    async fn finish(
+        &mut self,
+        mut to: WriteHalf<Box<dyn Stream>>,
+        end: impl Future<Output = io::Result<()>>,
+        spooled: &mut Spooled,
+    ) -> Result<(), Error> {
+        to.shutdown().await.map_err(|error| broken(Err(error)))?;
+        end.await.map_err(|error| broken(Err(error)))?;
+        self.deliver(self.waiting.len(), spooled);
+        Ok(())
+    }
+}
+
+async fn write(to: &mut WriteHalf<Box<dyn Stream>>, bytes: &[u8]) -> io::Result<()> {
+    to.write_all(bytes).await?;
+    to.flush().await
+}
+
+/// Waits until the server ends the connection; what it says is nothing to us.
+async fn ended(mut from: impl AsyncRead + Unpin) -> io::Result<()> {
+    let mut buffer = [0; 512];
+    loop {
+        match from.read(&mut buffer).await {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            // TCP ended in order, TLS without its last word, as many servers do it.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn broken(done: io::Result<()>) -> Error {
+    Error::Connection("the connection broke", done.err().unwrap_or_else(|| io::ErrorKind::ConnectionAborted.into()))
+}

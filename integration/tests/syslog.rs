@@ -1,0 +1,211 @@
+//! A real rsyslog gets every record, over TLS with a client certificate and over plain TCP, though it is killed in between.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+use std::{
+    collections::BTreeMap,
+    net::{SocketAddr, TcpListener},
+    process::Command,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use export::{Batch, Sender, Spooled, syslog};
+use integration::{
+    DEADLINE, Stage,
+    rsyslog::{Certificates, Rsyslog, values},
+};
+use record::{Event, EventName, Severity, UidSource, Value, key};
+use serde_json::json;
+use testkit::{LINK_IPV4, RunDir, Settings, until};
+
+const RECORDS: usize = 100_000;
+const BATCH: usize = 100;
+
+/// A port of loopback that is free now.
+fn free() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64
+}
+
+/// Opens the spool of this run for syslog alone.
+fn spooled(directory: &RunDir) -> (Sender, Spooled) {
+    let config = spool::Config {
+        max_bytes: 256 << 20,
+        max_age: Duration::from_secs(3600),
+        min_free_bytes: 0,
+        sync: spool::Sync::Interval(Duration::from_millis(50)),
+        on_full: spool::OnFull::DropOldest,
+        uid_seed: 5,
+    };
+    let disk = Arc::new(spool::Disk::open(&directory.path().join("spool")).unwrap());
+    let (spool, readers, _) = spool::Spool::open_for(&[spool::Sink::Syslog], disk, config, now()).unwrap();
+    let (sender, receiver) = export::queue(8 << 20);
+    (sender, Spooled::spawn_all(receiver, spool, readers, config.sync, None).unwrap().remove(0))
+}
+
+fn config(address: SocketAddr, tls: Option<&Certificates>, settle: Duration) -> syslog::Config {
+    let scheme = if tls.is_some() { "tls" } else { "tcp" };
+    syslog::Config {
+        endpoint: format!("{scheme}://{address}"),
+        roots: tls.map(|of| of.roots.clone()),
+        certificate: tls.map(|of| of.client.clone()),
+        timeout: Duration::from_secs(10),
+        settle,
+        format: syslog::Format {
+            facility: 16,
+            host_name: "test".to_owned(),
+            app_name: "picket-proxy".to_owned(),
+            process_id: std::process::id(),
+            enterprise_number: 32473,
+            message_bytes_max: 8192,
+            resource: vec![(key::STREAM.to_owned(), "00ff".to_owned())],
+        },
+    }
+}
+
+/// Delivers until all senders are gone, on a thread of its own.
+fn deliver(config: syslog::Config, spooled: Spooled) -> std::thread::JoinHandle<()> {
+    let syslog = syslog::Syslog::new(config).unwrap();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(syslog.run(spooled, std::future::pending(), Duration::ZERO));
+    })
+}
+
+/// Sends records like those of requests, and gives their uids.
+fn send(sender: &Sender, records: usize) -> Vec<String> {
+    let (mut uids, mut source) = (Vec::new(), UidSource::new(u128::from(now())));
+    for _ in 0..records / BATCH {
+        let mut fields = Vec::new();
+        for _ in 0..BATCH {
+            let uid = source.next(now() / 1_000_000);
+            let attributes = [
+                (key::DIRECTION, Value::Text("outbound")),
+                (key::URL_PATH, Value::Text("/with \"quotes\" and [brackets]")),
+                (key::CLIENT_IDENTITY, Value::Text("spiffe://demo.picket.dev/ns/demo/sa/client")),
+                (key::SERVER_IDENTITY, Value::Text("spiffe://demo.picket.dev/ns/demo/sa/server")),
+                (key::DESTINATION_PORT, Value::Int(80)),
+            ];
+            let (name, severity) = (EventName::Alert, Severity::Info);
+            Event { uid, name, time_unix_nanos: now(), severity, attributes: &attributes }.encode(&mut fields);
+            uids.push(uid.to_string());
+        }
+        until("room in the queue", DEADLINE, || Ok((sender.counters().queued_bytes() < 4 << 20).then_some(())))
+            .unwrap();
+        sender.send(Batch { records: BATCH as u32, fields: fields.into() }).unwrap();
+    }
+    uids
+}
+
+/// How often each uid is in the file.
+fn counts(text: &str) -> BTreeMap<&str, usize> {
+    let mut counts = BTreeMap::new();
+    values(text, key::LOG_RECORD_UID).into_iter().for_each(|uid| *counts.entry(uid).or_default() += 1);
+    counts
+}
+
+#[test]
+fn a_hundred_thousand_records_arrive_over_tls_though_the_server_is_killed() {
+    let directory = RunDir::new("syslog").unwrap();
+    let address = free();
+    let certificates = Certificates::new(&directory, address).unwrap();
+    let start = || Rsyslog::start(&directory, Command::new("rsyslogd"), address, Some(&certificates)).unwrap();
+    let first = start();
+    let (sender, spooled) = spooled(&directory);
+    let counters = Arc::clone(spooled.counters());
+    let delivery = deliver(config(address, Some(&certificates), Duration::from_secs(2)), spooled);
+    let mut uids = send(&sender, RECORDS / 2);
+    until("a part of the records at the server", DEADLINE, || Ok((first.written() > 4 << 20).then_some(()))).unwrap();
+    // In the middle of what it gets, with what it has read and not written.
+    first.kill().unwrap();
+    uids.extend(send(&sender, RECORDS / 2));
+    let second = start();
+    drop(sender);
+    until("the end of the delivery", 6 * DEADLINE, || Ok(delivery.is_finished().then_some(()))).unwrap();
+    delivery.join().unwrap();
+    until("the last record in the file", DEADLINE, || {
+        Ok(second.text()?.contains(uids.last().unwrap().as_str()).then_some(()))
+    })
+    .unwrap();
+    let text = second.text().unwrap();
+    let counts = counts(&text);
+    let missing = uids.iter().filter(|uid| !counts.contains_key(uid.as_str())).count();
+    let repeated: usize = counts.values().map(|count| count - 1).sum();
+    assert_eq!((missing, uids.len()), (0, RECORDS), "{repeated} came again");
+    assert!(repeated < RECORDS, "{repeated} came again");
+    assert!(counters.acknowledged() >= RECORDS as u64 && counters.dropped() == 0);
+    assert!(text.contains(r#"url.path="/with \"quotes\" and [brackets\]""#));
+    // Nothing is left for the next start.
+    let (sender, spooled) = self::spooled(&directory);
+    drop(sender);
+    let before = second.written();
+    deliver(config(address, Some(&certificates), Duration::from_secs(2)), spooled).join().unwrap();
+    assert_eq!(second.written(), before);
+}
+
+#[test]
+fn without_a_certificate_of_its_own_nobody_is_let_in_and_nothing_is_lost() {
+    let directory = RunDir::new("syslog-refused").unwrap();
+    let address = free();
+    let certificates = Certificates::new(&directory, address).unwrap();
+    let server = Rsyslog::start(&directory, Command::new("rsyslogd"), address, Some(&certificates)).unwrap();
+    let (sender, spooled) = spooled(&directory);
+    let uids = send(&sender, BATCH);
+    let without = syslog::Config { certificate: None, ..config(address, Some(&certificates), Duration::from_secs(1)) };
+    let syslog = syslog::Syslog::new(without).unwrap();
+    let counters = Arc::clone(spooled.counters());
+    drop(sender);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(syslog.run(spooled, std::future::ready(()), Duration::from_secs(3)));
+    assert_eq!((counters.acknowledged(), server.written()), (0, 0));
+    let (sender, spooled) = self::spooled(&directory);
+    drop(sender);
+    deliver(config(address, Some(&certificates), Duration::from_secs(1)), spooled).join().unwrap();
+    until("every record", DEADLINE, || Ok((counts(&server.text()?).len() == uids.len()).then_some(()))).unwrap();
+}
+
+#[test]
+fn a_mesh_tells_the_collector_and_the_syslog_server_the_same() {
+    let address = SocketAddr::from((LINK_IPV4, 601));
+    let syslog = json!({ "endpoint": format!("tcp://{address}"), "settle": "1s", "facility": "audit" });
+    let settings = Settings {
+        spool: Some(json!({ "minFreeBytes": "1MiB" })),
+        proxy: vec![("syslog", syslog)],
+        ..Settings::default()
+    };
+    let stage = Stage::start(&settings).unwrap();
+    // The server comes late; what was recorded before waits for it.
+    for _ in 0..10 {
+        stage.run("client", "curl", &["--silent", "--fail", "http://10.96.0.10/hello.txt"]).unwrap();
+    }
+    let command = stage.mesh.net.link.command(0, "rsyslogd");
+    let server = Rsyslog::start(&stage.mesh.directory, command, address, None).unwrap();
+    stage.run("client", "curl", &["--silent", "--fail", "http://10.96.0.10/hello.txt"]).unwrap();
+    stage.records(22, |record| record.event() == "picket.request").unwrap();
+    until("the same records at both", DEADLINE, || {
+        let received = stage.collector.records();
+        let text = server.text().unwrap_or_default();
+        let uids = counts(&text);
+        let all = received.iter().all(|record| uids.contains_key(record.text(key::LOG_RECORD_UID).unwrap_or_default()));
+        Ok((all && received.len() == uids.len()).then_some(()))
+    })
+    .unwrap();
+    let text = server.text().unwrap();
+    // Facility 13, severity 6; the stream of each proxy; numbers as at the collector.
+    assert!(text.lines().any(|line| line.starts_with("<110>1 ") && line.contains(" picket.request [picket@32473 ")));
+    let streams: std::collections::BTreeSet<_> = values(&text, "stream.id").into_iter().collect();
+    assert_eq!(streams.len(), 2);
+    for record in stage.collector.records() {
+        let (uid, number) = (record.text(key::LOG_RECORD_UID).unwrap(), record.integer(key::SEQUENCE).unwrap());
+        assert!(text.contains(&format!("log.record.uid=\"{uid}\" sequence=\"{number}\"")), "{record}");
+    }
+    until("the cursors of both proxies to move", DEADLINE, || {
+        let delivered = |pod| stage.metric(pod, "picket_records_acknowledged_total{sink=\"syslog\"}");
+        Ok((delivered("client")? >= 22 && delivered("server")? >= 11).then_some(()))
+    })
+    .unwrap();
+}
