@@ -145,7 +145,11 @@ impl Gap {
         let line::Attribute::Text(word) = find(key::GAP_REASON)? else { return None };
         let reason = Reason::ALL.into_iter().find(|reason| reason.as_str() == word);
         let digest = |name: &str| if let line::Attribute::Text(text) = find(name)? { unhex(text) } else { None };
-        let named = |sink: &Sink| find(key::GAP_SINK) == Some(line::Attribute::Text(sink.as_str()));
+        let sink = match find(key::GAP_SINK) {
+            None => None,
+            // A gap of a sink that is not known here is none of ours.
+            Some(word) => Some(Sink::ALL.into_iter().find(|sink| word == line::Attribute::Text(sink.as_str()))?),
+        };
         Some(Self {
             first: int(key::GAP_FIRST)?,
             last: int(key::GAP_LAST)?,
@@ -155,7 +159,7 @@ impl Gap {
             reason: reason?,
             before: digest(key::GAP_DIGEST_BEFORE),
             after: digest(key::GAP_DIGEST_AFTER),
-            sink: Sink::ALL.into_iter().find(named),
+            sink,
         })
     }
 }

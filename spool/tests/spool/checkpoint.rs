@@ -1,6 +1,6 @@
 //! Checkpoints: what they seal, that they wait for a key, and that the last one is known after a restart.
 
-use spool::{CHECKPOINT_FILE, Checkpoint, Kept, Signed};
+use spool::{CHECKPOINT_FILE, Checkpoint, Kept, Signed, Sink};
 
 use super::*;
 use crate::memory::Memory;
@@ -71,6 +71,19 @@ fn no_sealed_number_is_given_again_though_the_tail_is_gone() {
     assert_eq!((read.gaps, read.records.keys().copied().max()), (vec![gap], Some(12)));
 }
 
+/// The gaps that the segments report.
+fn reported(memory: &Memory) -> Vec<Gap> {
+    let mut gaps = Vec::new();
+    for name in memory.segments() {
+        let (bytes, (first, epoch)) = (memory.content(&name), spool::parse_name(&name).unwrap());
+        for found in spool::Scan::new(&bytes[spool::HEADER_BYTES..], epoch, first - 1) {
+            let spool::Scanned::Entry(entry) = found else { panic!("nothing is damaged") };
+            gaps.extend(Gap::decode(entry.payload).filter(|_| entry.kind == spool::Kind::Report));
+        }
+    }
+    gaps
+}
+
 #[test]
 fn a_gap_says_where_the_lost_records_stood_in_the_chain() {
     let memory = Memory::new();
@@ -85,18 +98,8 @@ fn a_gap_says_where_the_lost_records_stood_in_the_chain() {
             reader.next(2000).unwrap().unwrap();
         }
     }
-    let (mut gaps, mut last) = (Vec::new(), None);
-    let mut names = memory.segments();
-    names.sort();
-    for name in names {
-        let (bytes, (first, epoch)) = (memory.content(&name), spool::parse_name(&name).unwrap());
-        for found in spool::Scan::new(&bytes[spool::HEADER_BYTES..], epoch, first - 1) {
-            let spool::Scanned::Entry(entry) = found else { panic!("nothing is damaged") };
-            gaps.extend(Gap::decode(entry.payload).filter(|_| entry.kind == spool::Kind::Report));
-        }
-        last = Some(first);
-    }
-    assert!(last.is_some() && !gaps.is_empty());
+    let gaps = reported(&memory);
+    assert!(!gaps.is_empty());
     for gap in &gaps {
         if let Some(expected) = digests.get(&gap.last) {
             assert_eq!(gap.after.as_ref(), Some(expected));
@@ -108,4 +111,32 @@ fn a_gap_says_where_the_lost_records_stood_in_the_chain() {
         digest = gap.after.unwrap_or(digest);
     }
     assert_ne!(digest, [0; 32]);
+}
+
+#[test]
+fn a_gap_of_one_sink_says_where_its_records_stood_too() {
+    let memory = Memory::new();
+    let config = Config { max_bytes: 256 << 10, ..config() };
+    let (mut spool, mut collector, mut syslog) = retention::open_both(&memory, config);
+    let mut digests = BTreeMap::from([(0, [0; 32])]);
+    for number in 0..2500 {
+        append(&mut spool, SECOND + number, number..number + 1).unwrap();
+        spool.sync().unwrap();
+        digests.insert(spool.tip().next - 1, spool.tip().digest);
+        // Of the first segment the collector takes a part, and the syslog server a smaller one.
+        if number == 40 {
+            collector.next(5000).unwrap().unwrap();
+            let chunk = syslog.next(2000).unwrap().unwrap();
+            syslog.acknowledge(&chunk).unwrap();
+        }
+    }
+    let mut gaps = reported(&memory);
+    gaps.sort_by_key(|gap| gap.first);
+    let [behind, rest] = [Some(Sink::Syslog), None].map(|sink| gaps.iter().find(|gap| gap.sink == sink).unwrap());
+    assert!(behind.first > 1 && behind.last + 1 == rest.first, "{behind:?}, {rest:?}");
+    for (at, digest) in [(behind.first - 1, behind.before), (behind.last, behind.after), (rest.first - 1, rest.before)]
+    {
+        assert_eq!(digest, Some(digests[&at]), "behind {at}: {behind:?}, {rest:?}");
+    }
+    assert!(rest.after.is_some());
 }

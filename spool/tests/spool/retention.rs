@@ -114,7 +114,7 @@ fn a_gap_that_nobody_was_told_of_is_found_by_the_cursor() {
 }
 
 /// Opens the spool for the collector and the syslog server.
-fn open_both(disk: &std::sync::Arc<Memory>, config: Config) -> (spool::Spool, spool::Reader, spool::Reader) {
+pub(crate) fn open_both(disk: &std::sync::Arc<Memory>, config: Config) -> (spool::Spool, spool::Reader, spool::Reader) {
     let sinks = [Sink::Otlp, Sink::Syslog];
     let storage = std::sync::Arc::clone(disk) as std::sync::Arc<dyn spool::Storage>;
     let (spool, readers, _) = spool::Spool::open_for(&sinks, storage, config, SECOND).unwrap();
@@ -181,6 +181,33 @@ fn what_one_sink_lacks_is_said_of_that_sink_alone() {
         assert_eq!(late.unexplained(last), Vec::<u64>::new());
         let present = |gap: &spool::Gap| (gap.first..=gap.last).find(|n| late.records.contains_key(n));
         assert_eq!(late.gaps.iter().find_map(present), None, "what a gap names did not arrive");
+    }
+}
+
+#[test]
+fn a_tail_that_one_sink_has_and_the_disk_lost_is_said_of_the_other() {
+    let disk = Memory::new();
+    let (mut spool, mut collector, mut syslog) = open_both(&disk, config());
+    append(&mut spool, SECOND, 0..5).unwrap();
+    spool.sync().unwrap();
+    let digest = spool.tip().digest;
+    assert_eq!(read_all(&mut syslog, 20_000).records.len(), 5);
+    let name = disk.segments().remove(0);
+    let cut = disk.content(&name);
+    append(&mut spool, SECOND, 5..9).unwrap();
+    spool.sync().unwrap();
+    assert_eq!(read_all(&mut collector, 20_000).records.len(), 9);
+    drop((spool, collector, syslog));
+    disk.replace(&name, cut);
+    let (mut spool, mut collector, mut syslog) = open_both(&disk, config());
+    append(&mut spool, SECOND, 9..10).unwrap();
+    spool.sync().unwrap();
+    for reader in [&mut collector, &mut syslog] {
+        let read = read_all(reader, 20_000);
+        assert_eq!(read.records.keys().copied().collect::<Vec<_>>(), [10, 11]);
+        let [gap] = read.gaps[..] else { panic!("{:?}", read.gaps) };
+        let gap = (gap.first, gap.last, gap.records, gap.sink, gap.before);
+        assert_eq!(gap, (6, 9, 4, Some(Sink::Syslog), Some(digest)));
     }
 }
 
