@@ -100,7 +100,8 @@ fn show(streams: &[StreamReport]) -> String {
         let finding = |finding: &Finding| format!("  {}: {}\n", numbers(finding.first, finding.last), finding.what);
         let explained = stream.explained.iter().map(|gap| {
             let (numbers, records, reason) = (numbers(gap.first, gap.last), gap.records, gap.reason);
-            format!("  {numbers}: {records} records lost, as a gap record says: {reason}\n")
+            let to = gap.sink.map_or_else(String::new, |sink| format!(" to {sink} alone"));
+            format!("  {numbers}: {records} records lost{to}, as a gap record says: {reason}\n")
         });
         let lines: String = stream
             .integrity_findings

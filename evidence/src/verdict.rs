@@ -35,7 +35,7 @@ pub struct Finding {
     pub what: String,
 }
 
-/// A stretch of lost records that the mesh reported itself.
+/// A stretch of records that are not here, as the mesh reported itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Explained {
     /// The first number.
@@ -46,6 +46,9 @@ pub struct Explained {
     pub records: u64,
     /// Why.
     pub reason: &'static str,
+    /// Which sink alone lacks them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sink: Option<&'static str>,
 }
 
 /// What is found about one stream; findings are in the order of their numbers.

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use identity::SpiffeId;
-use spool::{DISTANCE_MAX, Gap, Reason, Seal};
+use spool::{DISTANCE_MAX, Gap, Reason, Seal, Sink};
 
 use crate::{
     Completeness, Error, Explained, Finding, Integrity, StreamReport,
@@ -151,9 +151,16 @@ impl Judge<'_> {
 
     /// Takes the records along the chain.
     fn walk(&mut self, good: &[(u64, Seal)]) -> Result<Vec<Piece>, Error> {
-        let mut walk = self.claims(good);
         let mut records = std::mem::take(&mut self.stream.records);
         records.sort_by_key(|record| (record.sequence, record.at));
+        for record in &records {
+            match self.there.last_mut() {
+                Some((_, last)) if *last == record.sequence => {}
+                Some((_, last)) if *last + 1 == record.sequence => *last = record.sequence,
+                _ => self.there.push((record.sequence, record.sequence)),
+            }
+        }
+        let mut walk = self.claims(good);
         let (mut bytes, mut other) = (Vec::new(), Vec::new());
         for at in 0..records.len() {
             let record = records[at];
@@ -173,10 +180,6 @@ impl Judge<'_> {
             }
             walk.records += 1;
             self.records += 1;
-            match self.there.last_mut() {
-                Some((_, last)) if *last + 1 == record.sequence => *last = record.sequence,
-                _ => self.there.push((record.sequence, record.sequence)),
-            }
         }
         walk.reach(u64::MAX);
         walk.cut(u64::MAX, End::Open);
@@ -191,7 +194,8 @@ impl Judge<'_> {
             walk.claim(seal.first - 1, Claim::Signed(seal.before, follows));
             walk.claim(seal.last, Claim::Signed(seal.digest, true));
         }
-        for (number, gap) in &self.stream.gaps {
+        // Where all of them are there, another sink lacks them: the chain is followed along the records.
+        for (number, gap) in self.stream.gaps.iter().filter(|(_, gap)| !self.holds_all(gap.first, gap.last)) {
             if let Some(digest) = gap.before {
                 walk.claim(gap.first.saturating_sub(1), Claim::Before(*number, digest));
             }
@@ -204,6 +208,17 @@ impl Judge<'_> {
         }
         walk.claim(0, Claim::Hint([0; 32]));
         walk
+    }
+
+    /// All of these numbers are there.
+    fn holds_all(&self, first: u64, last: u64) -> bool {
+        let at = self.there.partition_point(|(_, to)| *to < first);
+        self.there.get(at).is_some_and(|(from, to)| *from <= first && last <= *to)
+    }
+
+    /// Whether a gap is one of what was read: of a spool each is, of what a collector got those that it lacks itself.
+    fn is_ours(&self, gap: &Gap) -> bool {
+        !self.stream.exported || gap.sink.is_none_or(|sink| sink == Sink::Otlp)
     }
 
     /// Which numbers are missing between these two.
@@ -243,7 +258,12 @@ impl Judge<'_> {
                 continue;
             }
             let never = |gap: &Gap| {
-                matches!(gap.reason, Reason::QueueFull | Reason::WriteFailed | Reason::SyncFailed | Reason::Malformed)
+                let reason = gap.reason;
+                gap.sink.is_none()
+                    && matches!(
+                        reason,
+                        Reason::QueueFull | Reason::WriteFailed | Reason::SyncFailed | Reason::Malformed
+                    )
             };
             let gaps: Vec<_> = self.stream.gaps.iter().filter(|(number, gap)| holds(number) && never(gap)).collect();
             let missing = self.missing(piece.first, piece.last);
@@ -279,12 +299,13 @@ impl Judge<'_> {
     fn complete(&self, first: u64, last: u64, proven: &[(u64, u64)]) -> (Vec<Finding>, Vec<Explained>) {
         let holds = |number: u64| proven.iter().any(|(from, to)| (*from..=*to).contains(&number));
         let (mut findings, mut explained) = (Vec::new(), BTreeMap::new());
-        let mut gaps: Vec<_> = self.stream.gaps.iter().map(|(number, gap)| (gap, holds(*number))).collect();
+        let ours = self.stream.gaps.iter().filter(|(_, gap)| self.is_ours(gap));
+        let mut gaps: Vec<_> = ours.map(|(number, gap)| (gap, holds(*number))).collect();
         gaps.sort_by_key(|(gap, sealed)| (gap.first, !sealed));
         for (from, to) in self.missing(first, last) {
             let mut next = from;
             for (gap, _) in gaps.iter().filter(|(gap, sealed)| *sealed && gap.last >= from && gap.first <= to) {
-                explained.insert((gap.first, gap.last), *gap);
+                explained.insert((gap.first, gap.last, gap.sink.map(Sink::as_str)), *gap);
                 if gap.first > next {
                     findings.push(missing(next, gap.first - 1, &gaps));
                 }
@@ -299,6 +320,7 @@ impl Judge<'_> {
             last: gap.last,
             records: gap.records,
             reason: gap.reason.as_str(),
+            sink: gap.sink.map(Sink::as_str),
         });
         (findings, explained.collect())
     }

@@ -69,7 +69,8 @@ impl Stream {
         self.uids.insert(number, uid.to_owned());
         let other = self.numbers.insert(uid.to_owned(), number);
         ensure!(other.is_none(), "{uid} was number {other:?} before");
-        if record.event() == "picket.gap" {
+        // What another sink alone lacks is no gap of a collector.
+        if record.event() == "picket.gap" && record.text(key::GAP_SINK).is_none_or(|sink| sink == "otlp") {
             self.gaps.push(gap(record).context("a gap record that says too little")?);
         }
         if record.is(key::DIRECTION, "outbound")

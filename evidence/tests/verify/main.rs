@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests may fail like tests")]
 
+mod sinks;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -22,7 +24,7 @@ use rcgen::{
 use record::{Event, EventName, Severity, UidSource, Value, field, key, line};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde_json::json;
-use spool::{Config, Disk, OnFull, Reader, Reason, Signed, Spool, Sync};
+use spool::{Config, Disk, OnFull, Reader, Reason, Signed, Sink, Spool, Sync};
 use time::OffsetDateTime;
 
 const SECOND: u64 = 1_000_000_000;
@@ -107,6 +109,11 @@ struct Stream {
 
 impl Stream {
     fn new(max_bytes: u64) -> Self {
+        Self::with(max_bytes, &[Sink::Otlp]).0
+    }
+
+    /// The collector reads, which is the first of these; and the readers of the others.
+    fn with(max_bytes: u64, sinks: &[Sink]) -> (Self, Vec<Reader>) {
         let directory = Directory::new();
         let config = Config {
             max_bytes,
@@ -117,8 +124,9 @@ impl Stream {
             uid_seed: 3,
         };
         let disk = Arc::new(Disk::open(&directory.0).unwrap());
-        let (spool, reader, _) = Spool::open(disk, config, NOW).unwrap();
-        Self { directory, spool, reader, uids: UidSource::new(1) }
+        let (spool, mut readers, _) = Spool::open_for(sinks, disk, config, NOW).unwrap();
+        let reader = readers.remove(0);
+        (Self { directory, spool, reader, uids: UidSource::new(1) }, readers)
     }
 
     /// Records that name `own` as the workload itself.
