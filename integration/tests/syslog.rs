@@ -17,7 +17,7 @@ use integration::{
 };
 use record::{Event, EventName, Severity, UidSource, Value, key};
 use serde_json::json;
-use testkit::{LINK_IPV4, RunDir, Settings, until};
+use testkit::{LINK_IPV4, RunDir, Settings, binaries, until};
 
 const RECORDS: usize = 100_000;
 const BATCH: usize = 100;
@@ -177,7 +177,7 @@ fn a_mesh_tells_the_collector_and_the_syslog_server_the_same() {
         proxy: vec![("syslog", syslog)],
         ..Settings::default()
     };
-    let stage = Stage::start(&settings).unwrap();
+    let mut stage = Stage::start(&settings).unwrap();
     // The server comes late; what was recorded before waits for it.
     for _ in 0..10 {
         stage.run("client", "curl", &["--silent", "--fail", "http://10.96.0.10/hello.txt"]).unwrap();
@@ -208,4 +208,22 @@ fn a_mesh_tells_the_collector_and_the_syslog_server_the_same() {
         Ok((delivered("client")? >= 22 && delivered("server")? >= 11).then_some(()))
     })
     .unwrap();
+    // At their end both proxies seal their streams. Both readers get the checkpoints, and what is in the spools is proven.
+    for pod in ["client", "server"] {
+        stage.mesh.terminate(pod).unwrap();
+        assert!(stage.mesh.wait_for_end(pod, DEADLINE).unwrap().success());
+    }
+    let checkpoints = stage.records(2, |record| record.event() == "picket.checkpoint").unwrap();
+    let uids: Vec<_> = checkpoints.iter().map(|record| record.text(key::LOG_RECORD_UID).unwrap()).collect();
+    until("the checkpoints at the syslog server", DEADLINE, || {
+        let text = server.text()?;
+        Ok((uids.len() == 2 && uids.iter().all(|uid| text.contains(uid))).then_some(()))
+    })
+    .unwrap();
+    for pod in ["client", "server"] {
+        let mut verify = Command::new(binaries().unwrap().join("picket"));
+        verify.args(["verify", "-o", "json", "--trust-bundle"]).arg(stage.mesh.trust_bundle());
+        let output = verify.arg(stage.mesh.directory.path().join(pod).join("spool")).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
 }
