@@ -45,7 +45,10 @@ pub async fn serve(hop: &Hop, client: Stream, opening: Vec<u8>) -> Result<Closed
     loop {
         let end = match session.next_head().await {
             Ok(Some(end)) => end,
-            Ok(None) => return Ok(if hop.drain.is_draining() { ClosedBy::Us } else { ClosedBy::Client }),
+            Ok(None) => {
+                session.client.end();
+                return Ok(if hop.drain.is_draining() { ClosedBy::Us } else { ClosedBy::Client });
+            }
             Err(ConnectionError::Refused(refusal)) => return session.refuse(&refusal).await,
             Err(error @ ConnectionError::RequestHeadTimeout) => {
                 let refusal = Refusal { code: error.code(), detail: "the head took too long" };
