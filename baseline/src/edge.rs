@@ -4,11 +4,11 @@
 //! (`engine`), and what other edges do (`common`).
 
 use crate::{
-    EdgeKey, Kind, Observation, Protection,
+    EdgeKey, EdgeRef, Kind, Observation, Protection,
     errors::Errors,
     latency::Latency,
     limits::{BLOCK_MS, Limits},
-    observation::read_key,
+    observation::{read_key, service_of},
     rate::Rate,
     sketch::quarter,
     volume::Volume,
@@ -75,6 +75,11 @@ impl Edge {
     /// Its names.
     pub(crate) fn key(&self) -> EdgeKey {
         read_key(&self.names)
+    }
+
+    /// Whether it leads that way to that service, whoever the peer is.
+    pub(crate) fn leads_to(&self, edge: EdgeRef<'_>) -> bool {
+        service_of(&self.names, edge.direction, edge.port).is_some_and(|service| service == edge.service.as_bytes())
     }
 
     #[inline]

@@ -143,7 +143,8 @@ impl Engine {
             open: Vec::new(),
             events: Vec::new(),
             counters: Counters::default(),
-            next: 1,
+            // Numbers go on growing over restarts.
+            next: created.max(1),
             rollout: None,
         }
     }
@@ -180,8 +181,11 @@ impl Engine {
         }
         self.counters.observations += 1;
         self.counters.late += u64::from(observation.at < self.block);
-        let slot = match self.find(observation.edge) {
+        let known = self.find(observation.edge).or_else(|| self.unreached(observation.edge));
+        let slot = match known {
             Some(slot) => slot,
+            // Nobody was reached, and nobody is known there.
+            None if observation.edge.peer.is_empty() => return,
             None => self.meet(observation.edge, observation.at),
         };
         self.edges[slot].record(observation);
@@ -192,8 +196,9 @@ impl Engine {
         let said = self.gauges[gauge as usize].observe(at, value);
         let kind = gauge.kind();
         if said.alert && self.open_at(None, kind).is_none() {
-            let learnt = self.inherited || at.saturating_sub(self.created) >= self.limits.learn_ms;
-            if learnt {
+            // A new process is far below what was inherited: it has to warm up.
+            let watched = if self.inherited { WARM_UP_MS } else { self.limits.learn_ms };
+            if at.saturating_sub(self.created) >= watched {
                 let evidence = (said.expected, value);
                 self.open(None, kind, at, at, evidence, 1, f64::from(said.level));
             }
@@ -304,6 +309,11 @@ impl Engine {
     fn find(&mut self, edge: EdgeRef<'_>) -> Option<usize> {
         let hash = self.hash(edge);
         self.slots.get(&hash).map(|slot| *slot as usize)
+    }
+
+    /// The edge of a service that could not be reached: the one whose peer served it before.
+    fn unreached(&self, edge: EdgeRef<'_>) -> Option<usize> {
+        edge.peer.is_empty().then(|| self.edges.iter().position(|known| known.leads_to(edge))).flatten()
     }
 
     /// Room for an edge, at the bound that of another one.

@@ -55,7 +55,8 @@ impl Protocol {
 pub struct EdgeRef<'a> {
     /// Which way.
     pub direction: Direction,
-    /// The SPIFFE ID of the peer, or the class of its address.
+    /// The SPIFFE ID of the peer, or the class of its address. Empty where nobody was reached: it counts on the edge of
+    /// whoever served that service before.
     pub peer: &'a str,
     /// The service that is meant, empty if unknown.
     pub service: &'a str,
@@ -83,6 +84,12 @@ impl EdgeRef<'_> {
         out.extend_from_slice(peer.as_bytes());
         out.extend_from_slice(service.as_bytes());
     }
+}
+
+/// The service's name in bytes that [`EdgeRef::write_into`] wrote, if they have this direction and port.
+pub(crate) fn service_of(bytes: &[u8], direction: Direction, port: u16) -> Option<&[u8]> {
+    let same = bytes.first() == Some(&(direction as u8)) && bytes.get(2..4) == Some(&port.to_le_bytes()[..]);
+    same.then(|| bytes.get(5 + usize::from(*bytes.get(4)?)..)).flatten()
 }
 
 /// The reverse of [`EdgeRef::write_into`], of bytes that it wrote.

@@ -75,7 +75,11 @@ impl<'a> Facts<'a> {
             if self.outbound { (self.server, self.destination) } else { (self.client, self.source) };
         EdgeRef {
             direction: if self.outbound { Direction::Outbound } else { Direction::Inbound },
-            peer: identity.unwrap_or_else(|| address_class(address)),
+            peer: match identity {
+                Some(identity) => identity,
+                None if self.outbound && !self.service.is_empty() && self.error() => "",
+                None => address_class(address),
+            },
             service: self.service,
             port: self.port,
             protocol: match (self.grpc, self.protocol) {

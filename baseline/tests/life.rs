@@ -3,7 +3,7 @@
 
 mod traffic;
 
-use baseline::{Direction, Ending, Engine, Event, Kind, Limits, Phase, Protection, State};
+use baseline::{Direction, EdgeRef, Ending, Engine, Event, Kind, Limits, Observation, Phase, Protection, State};
 use traffic::{DAY, Doing, MIDNIGHT, MINUTE, USUAL, World, edge, opened};
 
 const LEARNT: u64 = MIDNIGHT + 60 * MINUTE;
@@ -179,6 +179,58 @@ fn from_the_second_day_on_the_hour_is_known() {
     assert!(opened(&first).iter().any(|one| one.kind == Kind::Silence));
     let second = world.run(&mut engine, (noon + DAY, noon + 2 * DAY), &doing);
     assert_eq!(opened(&second), Vec::<&baseline::Deviation>::new());
+}
+
+#[test]
+fn errors_that_are_accepted_are_normal_and_more_of_them_are_not() {
+    let failing = |errors: f64| move |place, _| if place == 2 { Doing { errors, ..USUAL } } else { USUAL };
+    let (mut world, mut engine) = learnt(1);
+    let events = world.run(&mut engine, (LEARNT, LEARNT + 5 * MINUTE), &failing(0.1));
+    assert!(engine.accept(opened(&events)[0].id));
+    let events = world.run(&mut engine, (LEARNT + 5 * MINUTE, LEARNT + 65 * MINUTE), &failing(0.1));
+    assert!(matches!(&events[..], [Event::Closed { ending: Ending::Accepted, .. }]), "{events:?}");
+    let events = world.run(&mut engine, (LEARNT + 65 * MINUTE, LEARNT + 75 * MINUTE), &failing(0.4));
+    assert!(opened(&events).iter().any(|one| one.kind == Kind::Errors), "{events:?}");
+}
+
+#[test]
+fn who_cannot_be_reached_fails_on_his_own_edge_and_is_nobody_new() {
+    let (_, mut engine) = learnt(1);
+    let known = edge("orders", false);
+    for number in 0..600 {
+        let edge = EdgeRef { peer: "", ..known.as_ref() };
+        let (at, protection) = (LEARNT + number * 200, Protection::Unknown);
+        let (duration_us, first_byte_us, bytes_in, bytes_out) = (None, None, 0, 0);
+        engine.observe(&Observation {
+            at,
+            edge,
+            error: true,
+            duration_us,
+            first_byte_us,
+            bytes_in,
+            bytes_out,
+            protection,
+        });
+    }
+    let events = engine.drain_events();
+    let mut errors = opened(&events).into_iter().filter(|one| one.kind == Kind::Errors);
+    assert_eq!(errors.next().and_then(|one| one.edge.clone()), Some(known.clone()), "{events:?}");
+    assert!(opened(&events).iter().all(|one| one.kind != Kind::NewPeer), "{events:?}");
+    let edges = engine.edge_count();
+    let nobody = EdgeRef { peer: "", service: "unknown", ..known.as_ref() };
+    let (at, protection) = (LEARNT + 200_000, Protection::Unknown);
+    let nothing = Observation {
+        at,
+        edge: nobody,
+        error: true,
+        duration_us: None,
+        first_byte_us: None,
+        bytes_in: 0,
+        bytes_out: 0,
+        protection,
+    };
+    engine.observe(&nothing);
+    assert_eq!(engine.edge_count(), edges);
 }
 
 #[test]

@@ -265,7 +265,13 @@ fn merge(siblings: &[PathBuf], to: &Path) -> Result<Exit> {
         merged.merge(&read(sibling)?);
     }
     let fresh = to.with_extension("new");
-    let written = fs::write(&fresh, merged.encode()).and_then(|()| fs::rename(&fresh, to));
+    let write = || {
+        let mut file = fs::File::create(&fresh)?;
+        std::io::Write::write_all(&mut file, &merged.encode())?;
+        file.sync_all()?;
+        fs::rename(&fresh, to)
+    };
+    let written = write();
     written.with_context(|| format!("{} cannot be written", to.display()))?;
     Ok(Exit::Success)
 }

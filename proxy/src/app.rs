@@ -387,8 +387,8 @@ async fn control(
         }
     }
     if let Some(watching) = watching {
-        // It ends with the last record; a panic there was logged by the runtime.
-        let _ended = watching.await;
+        // It ends with the last record; a disk that is stuck must not keep the records from leaving.
+        let _ended = tokio::time::timeout(EXPORT_DEADLINE, watching).await;
     }
     // These hold the last senders of records: while one is left, the export would wait for more until its deadline.
     for task in background.into_iter().chain(annotations) {
@@ -433,12 +433,18 @@ impl Takers {
         store: &Arc<identity::Store>,
         alerts: &Arc<Alerts>,
     ) -> Result<Self, Error> {
-        let collector = || config.export.as_ref().map(|export| export.shipping(vec![service_name()], store));
+        let collector =
+            || config.export.as_ref().map(|export| export.shipping(vec![service_name(), instance()], store));
         let red = sources.red.map(|(red, receiver)| Measured { red, receiver, collector: collector() });
         let syslog = sources.syslog.map(|source| syslog_of(config, source, alerts)).transpose()?;
         let otlp = sources.otlp.map(|source| shipping(config, source, store, alerts)).transpose()?;
         Ok(Self { otlp, syslog: syslog.flatten(), red, watching })
     }
+}
+
+/// Whose cumulative numbers these are: two proxies must not write the same series (OpenTelemetry, "Single-Writer").
+fn instance() -> (String, String) {
+    ("service.instance.id".to_owned(), format!("{:032x}", seed()))
 }
 
 fn service_name() -> (String, String) {

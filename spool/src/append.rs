@@ -159,6 +159,7 @@ impl Spool {
             self.tip = before;
             let mut state = self.shared.lock();
             reports.into_iter().for_each(|gap| note(&mut state.unreported, gap));
+            state.unsynced_report = self.unsynced_reports.iter().map(|gap| gap.first).min();
             drop(state);
             if matches!(error, Error::Failed) {
                 self.fail(now);
@@ -175,7 +176,10 @@ impl Spool {
         let reports: Vec<Gap> = {
             let mut state = self.shared.lock();
             let count = state.unreported.len().min(REPORTS_MAX);
-            state.unreported.drain(..count).collect()
+            let reports: Vec<Gap> = state.unreported.drain(..count).collect();
+            let lowest = reports.iter().map(|gap| gap.first);
+            state.unsynced_report = lowest.chain(state.unsynced_report).min();
+            reports
         };
         self.buffer.clear();
         let mut count = 0;
@@ -299,6 +303,7 @@ impl Spool {
             let oldest = &self.shared.status.oldest_unsent[consumer.sink as usize];
             let _unset = oldest.compare_exchange(0, self.tip.time, Relaxed, Relaxed);
         }
+        state.unsynced_report = None;
         drop(state);
         self.shared.status.spooled.fetch_add(self.unsynced, Relaxed);
         (self.synced, self.unsynced) = (self.tip, 0);
@@ -316,6 +321,7 @@ impl Spool {
         {
             let mut state = self.shared.lock();
             reports.into_iter().for_each(|gap| note(&mut state.unreported, gap));
+            state.unsynced_report = None;
         }
         if lost > 0 {
             let (since, reason) = (self.synced.time, Reason::SyncFailed);

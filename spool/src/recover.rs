@@ -103,7 +103,7 @@ impl Spool {
         }
         let readers: Vec<_> = consumers.iter().map(|consumer| (consumer.sink, consumer.cursor.next)).collect();
         let (unreported, damaged) = Default::default();
-        let state = State { segments, consumers, unreported, damaged };
+        let state = State { segments, consumers, unreported, unsynced_report: None, damaged };
         let shared = Arc::new(Shared::new(store, state, config.max_bytes));
         shared.status.bytes.store(recovery.bytes, Relaxed);
         for (sink, next) in &readers {
@@ -192,7 +192,10 @@ impl Spool {
     /// When that is not possible.
     pub fn close(&mut self, now: u64) -> Result<(), Error> {
         self.tick(now)?;
-        self.sync()
+        self.sync()?;
+        // What was lost is said for good now, and the cursors may stand where they are.
+        let stored = self.shared.lock().store_cursors(&*self.shared.storage, true);
+        stored.map_err(storage("the cursor cannot be written"))
     }
 }
 

@@ -278,16 +278,8 @@ impl Reader {
             consumer.taken = consumer.taken.max(chunk.next);
             consumer.unwritten = true;
         }
-        // What was found on the way is found again after a restart, until it is reported.
-        let unreported = state.unreported.iter().any(|gap| gap.reason.is_found_reading() && gap.first < chunk.next);
-        if unreported {
-            return Ok(());
-        }
-        let Some(consumer) = state.consumer(self.sink) else { return Ok(()) };
-        let stored = consumer.cursor.store(&*self.shared.storage, self.sink, false);
-        stored.map_err(storage("the cursor cannot be written"))?;
-        consumer.unwritten = false;
-        Ok(())
+        let stored = state.store_cursors(&*self.shared.storage, false);
+        stored.map_err(storage("the cursor cannot be written"))
     }
 
     /// The collector will not take `records` of those with the numbers from `first` to `last`: a gap says so.

@@ -24,9 +24,11 @@ impl Spool {
             return Err(Error::Failed);
         }
         if self.shared.lock().unreported.iter().any(|gap| gap.reason.is_found_reading()) {
-            // The reader would find it again, until the cursor is past it.
-            self.report(now)?;
-            self.sync()?;
+            // The reader would find it again, until the cursor is past it. Where there is no room for it, what follows makes some.
+            let said = self.report_all(now).and_then(|()| self.sync());
+            if self.failed {
+                return said;
+            }
         }
         self.remove_acknowledged()?;
         let age = u64::try_from(self.config.max_age.as_nanos()).unwrap_or(u64::MAX);
@@ -38,7 +40,16 @@ impl Spool {
             self.watch_disk()?;
         }
         self.mark_full();
-        self.report(now)
+        self.report_all(now)
+    }
+
+    /// Writes all gaps that wait, a handful at a time; what is lost meanwhile waits for the next call.
+    fn report_all(&mut self, now: u64) -> Result<(), Error> {
+        let waiting = self.shared.lock().unreported.len();
+        for _ in 0..waiting.div_ceil(REPORTS_MAX) {
+            self.report(now)?;
+        }
+        Ok(())
     }
 
     /// Lets go of the active segment when all of it is acknowledged: where no traffic is taken for want of room, nothing

@@ -51,6 +51,8 @@ pub(crate) struct State {
     pub(crate) consumers: Vec<Consumer>,
     /// Lost and not reported yet.
     pub(crate) unreported: Vec<Gap>,
+    /// The lowest number of what reports say that are written and not synced yet.
+    pub(crate) unsynced_report: Option<u64>,
     /// Numbers that a reader found damaged, in segments that are still there.
     pub(crate) damaged: Vec<(u64, u64)>,
 }
@@ -70,11 +72,25 @@ impl State {
         self.consumers.iter_mut().find(|consumer| consumer.sink == sink)
     }
 
+    /// Where the file of a sink's cursor may stand: behind what was lost until that is said for good. After a crash it is found
+    /// to be missing again.
+    pub(crate) fn storable(&self, sink: Sink, cursor: Cursor) -> Cursor {
+        let of_sink = self.unreported.iter().filter(|gap| gap.sink.is_none_or(|of| of == sink)).map(|gap| gap.first);
+        let lowest = of_sink.chain(self.unsynced_report).min().unwrap_or(u64::MAX);
+        Cursor { next: cursor.next.min(lowest), ..cursor }
+    }
+
     /// Writes the cursors that moved, or all of them durably.
     pub(crate) fn store_cursors(&mut self, storage: &dyn Storage, durable: bool) -> std::io::Result<()> {
-        for consumer in self.consumers.iter_mut().filter(|consumer| durable || consumer.unwritten) {
-            consumer.cursor.store(storage, consumer.sink, durable)?;
-            consumer.unwritten = false;
+        for at in 0..self.consumers.len() {
+            let Consumer { sink, cursor, unwritten, .. } = self.consumers[at];
+            if !durable && !unwritten {
+                continue;
+            }
+            let mut stored = self.storable(sink, cursor);
+            stored.store(storage, sink, durable)?;
+            self.consumers[at].cursor.generation = stored.generation;
+            self.consumers[at].unwritten = stored.next < cursor.next;
         }
         Ok(())
     }

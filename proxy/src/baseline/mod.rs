@@ -17,9 +17,12 @@ use std::{
 };
 
 use baseline::{Counters, Engine, Event, Gauge, Kind, State};
-use export::{Events, Receiver};
+use export::{Batch, Events, Receiver};
 use record::line;
-use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, MissedTickBehavior, interval_at},
+};
 
 use crate::{config, journal::unix_nanos};
 
@@ -42,6 +45,16 @@ pub struct Baseline {
     template: String,
     /// The template that it was started from, if it was another one.
     previous: Option<String>,
+    /// What is learnt beside, without what was inherited, until it was compared.
+    rollout: Mutex<Option<Rollout>>,
+}
+
+/// A comparison with the template before: what this pod does itself, since what it inherited would hide the difference.
+#[derive(Debug)]
+struct Rollout {
+    engine: Engine,
+    /// When it is given up, in milliseconds since 1970 UTC.
+    due: u64,
 }
 
 impl Baseline {
@@ -50,23 +63,27 @@ impl Baseline {
     pub fn start(config: &config::Baseline) -> Arc<Self> {
         let (limits, now) = (config.limits(), now());
         let found = store::find(config);
-        let mut engine = match &found {
+        let engine = match &found {
             Some(found) => Engine::from_state(limits, now, &found.state),
             None => Engine::new(limits, now),
         };
-        let previous = found.and_then(|found| {
+        let (mut previous, mut rollout) = (None, None);
+        if let Some(found) = found {
             tracing::info!(file = ?found.file, edges = found.state.edges(), "the baseline goes on from what was learnt");
-            (found.template != config.template).then(|| {
+            if found.template != config.template {
+                let mut engine = Engine::new(limits, now);
                 engine.compare_with(found.state);
-                found.template
-            })
-        });
+                rollout = Some(Rollout { engine, due: now.saturating_add(limits.learn_ms.saturating_mul(2)) });
+                previous = Some(found.template);
+            }
+        }
         Arc::new(Self {
             engine: Mutex::new(engine),
             limit: config.edges,
             opened: Default::default(),
             template: config.template.clone(),
             previous,
+            rollout: Mutex::new(rollout),
         })
     }
 
@@ -76,19 +93,43 @@ impl Baseline {
         self.engine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn fresh(&self) -> MutexGuard<'_, Option<Rollout>> {
+        self.rollout.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is to be said of the rollout, once.
+    fn compared(&self, now: u64) -> Option<Event> {
+        let mut rollout = self.fresh();
+        let fresh = rollout.as_mut()?;
+        fresh.engine.advance(now);
+        let said = fresh.engine.drain_events().into_iter().find(|event| matches!(event, Event::RolledOut { .. }));
+        if said.is_some() || now >= fresh.due {
+            *rollout = None;
+        }
+        said
+    }
+
     /// Takes in the records of one batch.
-    fn take(&self, fields: &[u8]) {
+    fn take(&self, batch: &Batch, receiver: &Receiver) {
         let mut engine = self.engine();
-        line::records(fields).filter_map(baseline::observation).for_each(|observation| engine.observe(&observation));
+        let mut fresh = self.fresh();
+        for observation in line::records(&batch.fields).filter_map(baseline::observation) {
+            engine.observe(&observation);
+            if let Some(rollout) = fresh.as_mut() {
+                rollout.engine.observe(&observation);
+            }
+        }
+        receiver.counters().acknowledge(u64::from(batch.records));
     }
 
     /// Ends the blocks that are over, and writes what happened.
     fn tick(&self, events: &Events) {
-        let happened = {
+        let mut happened = {
             let mut engine = self.engine();
             engine.advance(now());
             engine.drain_events()
         };
+        happened.extend(self.compared(now()));
         for event in &happened {
             if let Event::Opened(deviation) = event {
                 self.opened[deviation.kind as usize].fetch_add(1, Relaxed);
@@ -126,22 +167,36 @@ impl Baseline {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut saves = interval_at(Instant::now() + SAVE_INTERVAL, SAVE_INTERVAL);
         let mut gauges = interval_at(Instant::now() + GAUGE_INTERVAL, GAUGE_INTERVAL);
+        let mut saving: Option<JoinHandle<()>> = None;
         let mut usage = config.cgroup.as_deref().map(cgroup::Usage::new);
         loop {
             tokio::select! {
                 batch = receiver.recv() => match batch {
-                    Some(batch) => {
-                        self.take(&batch.fields);
-                        receiver.counters().acknowledge(u64::from(batch.records));
-                    }
+                    Some(batch) => self.take(&batch, &receiver),
                     None => break,
                 },
-                _ = ticks.tick() => self.tick(&events),
+                _ = ticks.tick() => {
+                    // Records that wait are of a time before: without them it would look silent.
+                    while let Some(batch) = receiver.try_recv() {
+                        self.take(&batch, &receiver);
+                    }
+                    self.tick(&events);
+                }
                 _ = gauges.tick() => usage.iter_mut().for_each(|usage| self.measure(usage)),
-                _ = saves.tick() => self.save(&config).await,
+                _ = saves.tick() => {
+                    // Beside the records: a disk may take its time.
+                    if saving.as_ref().is_none_or(JoinHandle::is_finished) {
+                        let (baseline, config) = (Arc::clone(&self), config.clone());
+                        saving = Some(tokio::spawn(async move { baseline.save(&config).await }));
+                    }
+                }
             }
         }
         self.tick(&events);
+        if let Some(saving) = saving {
+            // Its panic was logged by the runtime.
+            let _saved = saving.await;
+        }
         self.save(&config).await;
     }
 

@@ -3,8 +3,9 @@
 //! Promises: a file is replaced as a whole; one that is damaged or too large is refused with its name, and harms nobody.
 
 use std::{
-    fs::{self, File},
+    fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -16,7 +17,7 @@ use crate::config;
 /// The end of a file's name.
 const SUFFIX: &str = ".baseline";
 /// Bytes of a file at most: all edges that a state may hold, each at its largest.
-const FILE_BYTES_MAX: u64 = 64 << 20;
+const FILE_BYTES_MAX: u64 = 128 << 20;
 
 /// What an engine starts from.
 #[derive(Debug)]
@@ -72,9 +73,10 @@ fn read(file: &Path) -> io::Result<State> {
 /// # Errors
 /// As the system says; the file is as before then.
 pub(super) fn save(dir: &Path, template: &str, state: &State) -> io::Result<()> {
-    fs::create_dir_all(dir)?;
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     let (file, fresh) = (path(dir, template), dir.join(format!(".{template}.new")));
-    let mut writer = File::create(&fresh)?;
+    // It names peers and services.
+    let mut writer = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
     writer.write_all(&state.encode())?;
     writer.sync_all()?;
     fs::rename(&fresh, &file)?;

@@ -41,8 +41,8 @@ impl Baseline {
             });
             found.unwrap_or(Duration::from_secs(default))
         };
-        let edges = section.optional_with("edges", "a whole number from 1 to 65536", |scalar| {
-            usize::from_scalar(scalar).filter(|edges| (1..=65_536).contains(edges))
+        let edges = section.optional_with("edges", "a whole number from 1 to 4096", |scalar| {
+            usize::from_scalar(scalar).filter(|edges| (1..=4096).contains(edges))
         });
         Self {
             enabled: section.default("enabled", true),

@@ -90,6 +90,8 @@ impl Half {
             }
             if self.ended {
                 ready!(Pin::new(&mut *to).poll_shutdown(cx)).map_err(|error| (false, error))?;
+                // Its end is in order: what the system still holds for it is not thrown away, whatever the other way brings.
+                to.ended();
                 self.shut = true;
                 continue;
             }

@@ -57,6 +57,38 @@ fn restarts_in_between_change_nothing() {
 }
 
 #[test]
+fn what_is_refused_in_many_places_is_said_after_a_crash_or_found_again() {
+    for ticks in 0..3 {
+        let disk = Memory::new();
+        let (mut spool, mut reader, _) = open(&disk);
+        append(&mut spool, SECOND, 1..601).unwrap();
+        spool.sync().unwrap();
+        // Every second record is refused: no two of these gaps are one.
+        let (mut read, mut first) = (Read::default(), 1);
+        while let Some(chunk) = reader.next(20_000).unwrap() {
+            read.take(&chunk);
+            for number in (first..chunk.next).filter(|number| number % 2 == 0) {
+                reader.refuse((number, number), 1, 2 * SECOND, Reason::Refused);
+                read.records.remove(&number);
+            }
+            reader.acknowledge(&chunk).unwrap();
+            first = chunk.next;
+        }
+        for at in 0..ticks {
+            spool.tick((3 + at) * SECOND).unwrap();
+        }
+        drop((spool, reader));
+        let (mut spool, mut reader, _) = open(&disk);
+        spool.report(9 * SECOND).unwrap();
+        spool.sync().unwrap();
+        let again = read_all(&mut reader, 20_000);
+        read.records.extend(again.records);
+        read.gaps.extend(again.gaps);
+        assert_eq!(read.unexplained(600), Vec::<u64>::new(), "after {ticks} ticks");
+    }
+}
+
+#[test]
 fn what_is_too_old_goes() {
     let max_age = std::time::Duration::from_secs(300);
     check(Config { max_bytes: 64 << 20, max_age, ..config() }, 3 * SECOND, false);
