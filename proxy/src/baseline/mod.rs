@@ -32,6 +32,8 @@ pub use admin::serve;
 const TICK: Duration = Duration::from_secs(1);
 /// How often what was learnt is written; what a crash may cost.
 const SAVE_INTERVAL: Duration = Duration::from_secs(60);
+/// How long after learning a comparison with the template before waits for traffic, in milliseconds.
+const ROLLOUT_PATIENCE_MS: u64 = 24 * 3_600_000;
 /// How often CPU and memory are measured.
 const GAUGE_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -73,7 +75,10 @@ impl Baseline {
             if found.template != config.template {
                 let mut engine = Engine::new(limits, now);
                 engine.compare_with(found.state);
-                rollout = Some(Rollout { engine, due: now.saturating_add(limits.learn_ms.saturating_mul(2)) });
+                rollout = Some(Rollout {
+                    engine,
+                    due: now.saturating_add(limits.learn_ms.saturating_add(ROLLOUT_PATIENCE_MS)),
+                });
                 previous = Some(found.template);
             }
         }
