@@ -77,6 +77,16 @@ impl Edge {
         read_key(&self.names)
     }
 
+    /// Whether plaintext would be a deviation.
+    pub(crate) fn expects_mutual_tls(&self) -> bool {
+        self.mutual_tls >= TLS_ENOUGH
+    }
+
+    /// Makes plaintext a deviation from the beginning.
+    pub(crate) fn expect_mutual_tls(&mut self) {
+        self.mutual_tls = TLS_ENOUGH;
+    }
+
     /// Whether it leads that way to that service, whoever the peer is.
     pub(crate) fn leads_to(&self, edge: EdgeRef<'_>) -> bool {
         service_of(&self.names, edge.direction, edge.port).is_some_and(|service| service == edge.service.as_bytes())
@@ -118,7 +128,7 @@ impl Edge {
     /// Plaintext where there was mutual TLS.
     pub(crate) fn take_plaintext(&mut self) -> u16 {
         let plaintext = std::mem::take(&mut self.plaintext);
-        if self.mutual_tls >= TLS_ENOUGH { plaintext } else { 0 }
+        if self.expects_mutual_tls() { plaintext } else { 0 }
     }
 
     /// First pass over a block that ended.

@@ -356,6 +356,11 @@ impl Engine {
         if !learnt {
             return slot;
         }
+        // Who speaks mutual TLS has another name than who does not: what the others do is what is expected of him.
+        let is_protected = self.edges.iter().any(|known| known.leads_to(edge) && known.expects_mutual_tls());
+        if is_protected {
+            self.edges[slot].expect_mutual_tls();
+        }
         let direction = edge.direction;
         let company = self.open.iter_mut().find(|open| {
             let deviation = &open.deviation;

@@ -182,6 +182,36 @@ fn from_the_second_day_on_the_hour_is_known() {
 }
 
 #[test]
+fn who_comes_in_plaintext_where_the_others_had_mutual_tls_is_said_so() {
+    for protection in [Protection::Plaintext, Protection::MutualTls] {
+        let (_, mut engine) = learnt(1);
+        let known = edge("orders", false);
+        for number in 0..100 {
+            let edge = EdgeRef { peer: "private", ..known.as_ref() };
+            let (at, duration_us, first_byte_us) = (LEARNT + number * 200, Some(4000), None);
+            let (error, bytes_in, bytes_out) = (false, 100, 100);
+            engine.observe(&Observation {
+                at,
+                edge,
+                error,
+                duration_us,
+                first_byte_us,
+                bytes_in,
+                bytes_out,
+                protection,
+            });
+        }
+        let events = engine.drain_events();
+        let of_stranger = |kind| {
+            let stranger = |one: &&baseline::Deviation| one.edge.as_ref().is_some_and(|edge| edge.peer == "private");
+            opened(&events).into_iter().filter(stranger).any(|one| one.kind == kind)
+        };
+        assert!(of_stranger(Kind::NewPeer), "{events:?}");
+        assert_eq!(of_stranger(Kind::Plaintext), protection == Protection::Plaintext, "{events:?}");
+    }
+}
+
+#[test]
 fn errors_that_are_accepted_are_normal_and_more_of_them_are_not() {
     let failing = |errors: f64| move |place, _| if place == 2 { Doing { errors, ..USUAL } } else { USUAL };
     let (mut world, mut engine) = learnt(1);
