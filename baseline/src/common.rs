@@ -13,17 +13,22 @@ const RATE: (f32, f32) = (-5.0, 0.85);
 const OTHERS: usize = 2;
 /// Edges up to which each is compared with the others only, and beyond which one hardly matters.
 const FEW: usize = 64;
+/// Shares of the weight below the quartiles.
+const QUARTILES: [f32; 2] = [0.25, 0.75];
 
 /// Shifts of all edges, from which the common one is told.
 #[derive(Debug, Default)]
 pub(crate) struct Shifts {
     /// Slot, shift, weight; in order of the shift.
     sorted: Vec<(usize, f32, f32)>,
+    /// The quartiles of all, where one edge hardly matters.
+    of_all: Option<[Option<f32>; 2]>,
 }
 
 impl Shifts {
     pub(crate) fn clear(&mut self) {
         self.sorted.clear();
+        self.of_all = None;
     }
 
     /// Takes in an edge whose shift is known with `variance`.
@@ -33,10 +38,17 @@ impl Shifts {
 
     pub(crate) fn sort(&mut self) {
         self.sorted.sort_by(|a, b| a.1.total_cmp(&b.1));
+        if self.sorted.len() > FEW {
+            self.of_all = Some(QUARTILES.map(|share| self.quartile(usize::MAX, share)));
+        }
+    }
+
+    /// The lower and the upper quartile, without the edge `slot`.
+    fn quartiles(&self, slot: usize) -> [Option<f32>; 2] {
+        self.of_all.unwrap_or_else(|| QUARTILES.map(|share| self.quartile(slot, share)))
     }
 
     fn quartile(&self, except: usize, share: f32) -> Option<f32> {
-        let except = if self.sorted.len() > FEW { usize::MAX } else { except };
         let others = || self.sorted.iter().filter(|(slot, ..)| *slot != except);
         if others().count() < OTHERS {
             return None;
@@ -52,13 +64,12 @@ impl Shifts {
 
     /// The common shift of latency, without the edge `slot`.
     pub(crate) fn slower(&self, slot: usize) -> f32 {
-        self.quartile(slot, 0.25).unwrap_or(0.0).clamp(0.0, LATENCY_MAX)
+        self.quartiles(slot)[0].unwrap_or(0.0).clamp(0.0, LATENCY_MAX)
     }
 
     /// The common shift of rates, without the edge `slot`.
     pub(crate) fn busier(&self, slot: usize) -> f32 {
-        let low = self.quartile(slot, 0.25).unwrap_or(0.0);
-        let high = self.quartile(slot, 0.75).unwrap_or(0.0);
+        let [low, high] = self.quartiles(slot).map(|shift| shift.unwrap_or(0.0));
         if low > 0.0 { low.min(RATE.1) } else { high.clamp(RATE.0, 0.0) }
     }
 }
@@ -83,5 +94,12 @@ mod tests {
         assert_eq!(shifts(&[-4.0, -4.1, -3.9]).busier(1), -3.9);
         assert_eq!(shifts(&[1.1, 0.1, -0.1]).busier(0), 0.0);
         assert_eq!(shifts(&[0.7, 0.7]).slower(0), 0.0);
+    }
+
+    #[test]
+    fn among_many_edges_one_is_told_as_among_few() {
+        let mut many = vec![0.3; 3 * FEW];
+        many[0] = 2.0;
+        assert_eq!((shifts(&many).slower(0), shifts(&many).busier(0)), (0.3, 0.3));
     }
 }

@@ -46,6 +46,8 @@ pub struct Counters {
 struct Open {
     slot: Option<usize>,
     deviation: Deviation,
+    /// Since when it lasts, by a clock that does not step.
+    lasts: u64,
     /// When it last was seen.
     seen: u64,
 }
@@ -213,14 +215,31 @@ impl Engine {
     pub fn advance(&mut self, now: u64) {
         if now.saturating_add(JUMP_MS) < self.block || now > self.block.saturating_add(JUMP_MS + BLOCK_MS) {
             self.counters.jumps += 1;
-            self.block = now - now % BLOCK_MS;
-            self.edges.iter_mut().for_each(Edge::reset_charts);
+            let block = now - now % BLOCK_MS;
+            self.step_clock(self.block, block);
+            self.block = block;
             return;
         }
         while self.block.saturating_add(BLOCK_MS) <= now {
             self.block += BLOCK_MS;
             self.blocks += 1;
             self.end_block();
+        }
+    }
+
+    /// A clock that steps makes nothing older: neither the pod, nor what is open, nor how long somebody has been silent.
+    fn step_clock(&mut self, from: u64, to: u64) {
+        let shift =
+            |at: &mut u64| *at = if to >= from { at.saturating_add(to - from) } else { at.saturating_sub(from - to) };
+        shift(&mut self.created);
+        for edge in &mut self.edges {
+            edge.reset_charts();
+            shift(&mut edge.born);
+            shift(&mut edge.last);
+        }
+        for open in &mut self.open {
+            shift(&mut open.lasts);
+            shift(&mut open.seen);
         }
     }
 
@@ -441,7 +460,7 @@ impl Engine {
     /// An open deviation at the end of a block.
     fn follow(&mut self, index: usize, slot: usize, near: f32) {
         let now = self.block;
-        let (kind, opened) = (self.open[index].deviation.kind, self.open[index].deviation.opened);
+        let (kind, lasts) = (self.open[index].deviation.kind, self.open[index].lasts);
         if near >= 1.0 {
             let (_, observed) = self.edges[slot].evidence(kind);
             let records = self.edges[slot].records_in(1);
@@ -455,7 +474,7 @@ impl Engine {
         if self.edges[slot].is_over(kind) || (kind == Kind::Plaintext && quiet >= PEERS_MS) {
             self.edges[slot].settle(kind);
             self.close(index, now, Ending::Recovered);
-        } else if now.saturating_sub(opened) >= self.limits.adopt_ms && !self.edges[slot].pinned {
+        } else if now.saturating_sub(lasts) >= self.limits.adopt_ms && !self.edges[slot].pinned {
             self.edges[slot].relearn(kind);
             self.close(index, now, Ending::Adopted);
         }
@@ -474,11 +493,21 @@ impl Engine {
             self.close(index, now, Ending::Adopted);
         }
         self.look_for_vanished();
+        while let Some(index) = self.open.iter().position(|open| self.is_gone_for_good(open)) {
+            self.close(index, now, Ending::Adopted);
+        }
         let learnt = now.saturating_sub(self.created) >= self.limits.learn_ms;
         if learnt && let Some(rollout) = self.rollout.take() {
             let differences = rollout.previous.diff(&self.state());
             self.say(Event::RolledOut { at: now, differences });
         }
+    }
+
+    /// A peer that has been away for so long that this is normal now.
+    fn is_gone_for_good(&self, open: &Open) -> bool {
+        let pinned = open.slot.is_some_and(|slot| self.edges[slot].pinned);
+        let lasted = self.block.saturating_sub(open.lasts) >= self.limits.adopt_ms;
+        open.deviation.kind == Kind::VanishedPeer && lasted && !pinned
     }
 
     /// Who was there for long and has not been for [`Limits::vanish_ms`].
@@ -487,7 +516,9 @@ impl Engine {
         for slot in 0..self.edges.len() {
             let edge = &mut self.edges[slot];
             let gone = now.saturating_sub(edge.last) >= self.limits.vanish_ms;
-            let known = edge.inherited || edge.last.saturating_sub(edge.born) >= self.limits.learn_ms;
+            // Who is only known from siblings, or from before a restart, was never here.
+            let was_here = edge.last > edge.born;
+            let known = was_here && (edge.inherited || edge.last - edge.born >= self.limits.learn_ms);
             if edge.vanished && !gone {
                 edge.vanished = false;
                 if let Some(index) = self.open_at(Some(slot), Kind::VanishedPeer) {
@@ -524,7 +555,7 @@ impl Engine {
         let (id, peers) = (self.next, 1);
         self.next += 1;
         let deviation = Deviation { id, kind, edge, since, opened, expected, observed, records, peers, score };
-        self.open.push(Open { slot, deviation: deviation.clone(), seen: opened });
+        self.open.push(Open { slot, deviation: deviation.clone(), lasts: opened, seen: opened });
         self.say(Event::Opened(deviation));
     }
 

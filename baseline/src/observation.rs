@@ -3,27 +3,10 @@
 //! Promises: an [`EdgeKey`] that was made from text is never longer than [`NAME_BYTES_MAX`] a name. Leaves to others:
 //! deciding what an error is, and which address class a peer without an identity belongs to.
 
+pub use ::record::Direction;
+
 /// Longest name of a peer or service that is kept; what is longer is cut.
 pub const NAME_BYTES_MAX: usize = 255;
-
-/// Which way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Direction {
-    /// Towards our workload.
-    Inbound,
-    /// Away from it.
-    Outbound,
-}
-
-impl Direction {
-    /// The stable name.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Inbound => "inbound",
-            Self::Outbound => "outbound",
-        }
-    }
-}
 
 /// What is spoken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

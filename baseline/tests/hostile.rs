@@ -24,7 +24,7 @@ fn a_million_peers_are_one_deviation_in_bounded_memory() {
     let limits = Limits { edges: 256, ..Limits::default() };
     let mut engine = Engine::new(limits, MIDNIGHT);
     let start = MIDNIGHT + 31 * MINUTE;
-    engine.advance(start);
+    (MIDNIGHT..=start).step_by(5000).for_each(|at| engine.advance(at));
     let mut events = Vec::new();
     for number in 0..1_000_000_u64 {
         engine.observe(&observation(&format!("peer-{number}"), start + number / 10, number));

@@ -182,6 +182,41 @@ fn from_the_second_day_on_the_hour_is_known() {
 }
 
 #[test]
+fn a_clock_that_steps_makes_nobody_vanish_and_nothing_older() {
+    let slow = |place, _| if place == 2 { Doing { slower: 2.0, ..USUAL } } else { USUAL };
+    let (mut world, mut engine) = learnt(1);
+    let events = world.run(&mut engine, (LEARNT, LEARNT + 5 * MINUTE), &slow);
+    assert_eq!(opened(&events).len(), 1, "{events:?}");
+    // Two days ahead: longer than what is adopted, and than what vanishes.
+    let later = LEARNT + 5 * MINUTE + 2 * DAY;
+    let events = world.run(&mut engine, (later, later + 5 * MINUTE), &slow);
+    assert_eq!(events, []);
+    // And back to where it was.
+    let events = world.run(&mut engine, (LEARNT + 10 * MINUTE, LEARNT + 15 * MINUTE), &slow);
+    assert_eq!(events, []);
+}
+
+#[test]
+fn who_is_known_from_siblings_alone_does_not_vanish_and_who_has_vanished_is_normal_some_time_later() {
+    let (_, engine) = learnt(1);
+    let state = engine.state();
+    let mut alone = Engine::from_state(Limits::default(), LEARNT, &state);
+    let mut said = Vec::new();
+    for at in (LEARNT..LEARNT + 2 * DAY).step_by(5000) {
+        alone.advance(at);
+        said.extend(alone.drain_events());
+    }
+    assert!(opened(&said).iter().all(|one| one.kind != Kind::VanishedPeer), "{said:?}");
+
+    let (mut world, mut engine) = learnt(1);
+    let gone = |place, _| if place == 2 { Doing { rate: 0.0, ..USUAL } } else { USUAL };
+    let events = world.run(&mut engine, (LEARNT, LEARNT + DAY + 300 * MINUTE), &gone);
+    assert_eq!(opened(&events).iter().filter(|one| one.kind == Kind::VanishedPeer).count(), 1, "{events:?}");
+    let adopted = |event: &&Event| matches!(event, Event::Closed { deviation, ending: Ending::Adopted, .. } if deviation.kind == Kind::VanishedPeer);
+    assert_eq!(events.iter().filter(adopted).count(), 1, "{events:?}");
+}
+
+#[test]
 fn who_comes_in_plaintext_where_the_others_had_mutual_tls_is_said_so() {
     for protection in [Protection::Plaintext, Protection::MutualTls] {
         let (_, mut engine) = learnt(1);

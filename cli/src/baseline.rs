@@ -7,13 +7,13 @@ use std::{
 
 use anyhow::{Context, Result};
 use api::baseline::{Accept, EdgeName, Pin, Range, Status};
-use baseline::State;
+use baseline::{EdgeKey, State};
 use clap::{Args, Subcommand};
 use serde_json::json;
 use telemetry::Exit;
 
 use crate::output::{self, Format, table};
-use crate::socket::{Answer, request};
+use crate::socket;
 
 /// A proxy's admin socket.
 #[derive(Args)]
@@ -121,20 +121,7 @@ pub(crate) fn run(command: &Command, format: Format) -> Result<Exit> {
 }
 
 fn ask(proxy: &Proxy, method: &str, path: &str, body: &str, format: Format) -> Result<Exit> {
-    match request(&proxy.socket, method, path, body)? {
-        Answer::Refused(reason) => {
-            eprintln!("picket: refused: {reason}");
-            Ok(Exit::No)
-        }
-        Answer::Done(json) => {
-            let text = match format {
-                Format::Json => json,
-                Format::Table => show(&serde_json::from_str(&json).context("the proxy's answer is not understood")?),
-            };
-            output::write(&text)?;
-            Ok(Exit::Success)
-        }
-    }
+    socket::ask(&proxy.socket, (method, path, body), format, show)
 }
 
 fn show(status: &Status) -> String {
@@ -188,6 +175,17 @@ fn deviations(status: &Status) -> String {
     table(&rows)
 }
 
+/// An edge of the engine, as people and programs name it.
+pub(crate) fn name(edge: &EdgeKey) -> EdgeName {
+    EdgeName {
+        direction: edge.direction.as_str().to_owned(),
+        peer: edge.peer.clone(),
+        service: edge.service.clone(),
+        port: edge.port,
+        protocol: edge.protocol.as_str().to_owned(),
+    }
+}
+
 pub(crate) fn edge(name: &EdgeName) -> String {
     let service = if name.service.is_empty() { String::new() } else { format!(" {}", name.service) };
     format!("{} {}{service}:{} {}", name.direction, name.peer, name.port, name.protocol)
@@ -220,12 +218,8 @@ fn diff(before: &Path, after: &Path, format: Format) -> Result<Exit> {
     let text = match format {
         Format::Json => {
             let list = differences.iter().map(|difference| {
-                let edge = &difference.edge;
                 json!({
-                    "edge": {
-                        "direction": edge.direction.as_str(), "peer": edge.peer, "service": edge.service,
-                        "port": edge.port, "protocol": edge.protocol.as_str(),
-                    },
+                    "edge": name(&difference.edge),
                     "kind": difference.kind.as_str(), "unit": difference.kind.unit(),
                     "before": difference.before, "after": difference.after,
                 })
@@ -235,14 +229,7 @@ fn diff(before: &Path, after: &Path, format: Format) -> Result<Exit> {
         Format::Table => {
             let mut rows = vec![["DIFFERENCE", "EDGE", "BEFORE", "AFTER", "UNIT"].map(str::to_owned).to_vec()];
             for difference in &differences {
-                let key = &difference.edge;
-                let name = EdgeName {
-                    direction: key.direction.as_str().to_owned(),
-                    peer: key.peer.clone(),
-                    service: key.service.clone(),
-                    port: key.port,
-                    protocol: key.protocol.as_str().to_owned(),
-                };
+                let name = name(&difference.edge);
                 let (before, after) = (number(difference.before), number(difference.after));
                 rows.push(vec![
                     difference.kind.as_str().to_owned(),

@@ -4,8 +4,8 @@ use anyhow::{Context, Result};
 use api::certs::{Acknowledge, Deny, Drop, Rotate, Rotated, Status, Subject};
 use telemetry::Exit;
 
-use crate::output::{self, Format, table, until};
-use crate::socket::{Answer, request};
+use crate::output::{Format, table, until};
+use crate::socket;
 use crate::{Authority, Certs};
 
 /// Runs one command; `No` when the authority refuses it.
@@ -46,22 +46,7 @@ fn deny(subject: &crate::Subject, reason: &str) -> Result<String> {
 }
 
 fn ask(authority: &Authority, method: &str, path: &str, body: &str, format: Format) -> Result<Exit> {
-    match request(&authority.socket(), method, path, body)? {
-        Answer::Refused(reason) => {
-            eprintln!("picket: refused: {reason}");
-            Ok(Exit::No)
-        }
-        Answer::Done(json) => {
-            let text = match format {
-                Format::Json => json,
-                Format::Table => {
-                    show(&serde_json::from_str(&json).context("the authority's answer is not understood")?)
-                }
-            };
-            output::write(&text)?;
-            Ok(Exit::Success)
-        }
-    }
+    socket::ask(&authority.socket(), (method, path, body), format, show)
 }
 
 fn show(status: &Status) -> String {

@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
-use api::baseline::EdgeName;
 use baseline::{Deviation, Engine, Event, Limits, State};
 use clap::Args;
 use evidence::Evidence;
@@ -15,8 +14,13 @@ use record::line;
 use serde_json::{Value, json};
 use telemetry::Exit;
 
-use crate::baseline::{edge, number, range, read};
+use crate::baseline::{edge, name, number, range, read};
 use crate::output::{self, Format, table};
+
+/// How often the engine looks at the clock between two records.
+const TICK_MS: u64 = 5000;
+/// Whoever was silent for longer was stopped.
+const QUIET_MS_MAX: u64 = 24 * 3_600_000;
 
 /// What is replayed, and from what baseline.
 #[derive(Args)]
@@ -80,6 +84,8 @@ pub(crate) fn run(options: &Options, format: Format) -> Result<Exit> {
 struct Replay {
     stream: [u8; 16],
     engine: Engine,
+    /// The latest record so far, in milliseconds.
+    at: u64,
     said: Vec<Said>,
 }
 
@@ -91,10 +97,17 @@ impl Replay {
             Some(state) => Engine::from_state(limits, at, state),
             None => Engine::new(limits, at),
         };
-        Self { stream, engine, said: Vec::new() }
+        Self { stream, engine, at, said: Vec::new() }
     }
 
     fn take(&mut self, observation: &baseline::Observation<'_>) {
+        // A proxy looks at the clock while nothing happens; a stop of a day is one step.
+        let mut at = self.at;
+        while at.saturating_add(TICK_MS) < observation.at && observation.at - self.at < QUIET_MS_MAX {
+            at += TICK_MS;
+            self.engine.advance(at);
+        }
+        self.at = self.at.max(observation.at);
         self.engine.observe(observation);
         let stream = || self.stream.iter().map(|byte| format!("{byte:02x}")).collect();
         for event in self.engine.drain_events() {
@@ -109,16 +122,6 @@ impl Replay {
     }
 }
 
-fn name(deviation: &Deviation) -> Option<EdgeName> {
-    deviation.edge.as_ref().map(|key| EdgeName {
-        direction: key.direction.as_str().to_owned(),
-        peer: key.peer.clone(),
-        service: key.service.clone(),
-        port: key.port,
-        protocol: key.protocol.as_str().to_owned(),
-    })
-}
-
 fn rfc3339(millis: u64) -> String {
     let mut text = Vec::new();
     line::rfc3339(millis.saturating_mul(1_000_000), &mut text);
@@ -129,7 +132,7 @@ fn as_json(said: &Said) -> Value {
     let Said { stream, state, at, deviation, ending } = said;
     json!({
         "stream": stream, "state": state, "at": rfc3339(*at), "ending": ending,
-        "kind": deviation.kind.as_str(), "edge": name(deviation), "since": rfc3339(deviation.since),
+        "kind": deviation.kind.as_str(), "edge": deviation.edge.as_ref().map(name), "since": rfc3339(deviation.since),
         "expected": { "min": deviation.expected.0, "max": deviation.expected.1 },
         "observed": deviation.observed, "unit": deviation.kind.unit(),
         "records": deviation.records, "peers": deviation.peers, "score": deviation.score,
@@ -144,7 +147,7 @@ fn as_table(said: &[Said]) -> String {
             rfc3339(*at),
             ending.map_or_else(|| (*state).to_owned(), |ending| format!("{state}, {ending}")),
             deviation.kind.as_str().to_owned(),
-            name(deviation).as_ref().map_or_else(|| "the pod".to_owned(), edge),
+            deviation.edge.as_ref().map_or_else(|| "the pod".to_owned(), |key| edge(&name(key))),
             range(deviation.expected.into()),
             number(deviation.observed),
             deviation.kind.unit().to_owned(),

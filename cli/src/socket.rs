@@ -9,6 +9,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use api::certs::Failure;
+use serde::de::DeserializeOwned;
+use telemetry::Exit;
+
+use crate::output::{self, Format};
 
 const TIMEOUT: Duration = Duration::from_secs(15);
 const ANSWER_BYTES_MAX: u64 = 8 << 20;
@@ -19,6 +23,31 @@ pub(crate) enum Answer {
     Done(String),
     /// It cannot be done, or not now: the reason.
     Refused(String),
+}
+
+/// Sends one request and shows the answer, as JSON or as `show` lays it out; `No` when it is refused.
+///
+/// # Errors
+/// When nobody answers there, or the answer is not understood.
+pub(crate) fn ask<T: DeserializeOwned>(
+    socket: &Path,
+    (method, path, body): (&str, &str, &str),
+    format: Format,
+    show: impl FnOnce(&T) -> String,
+) -> Result<Exit> {
+    match request(socket, method, path, body)? {
+        Answer::Refused(reason) => {
+            eprintln!("picket: refused: {reason}");
+            Ok(Exit::No)
+        }
+        Answer::Done(json) => {
+            output::write(&match format {
+                Format::Json => json,
+                Format::Table => show(&serde_json::from_str(&json).context("the answer is not understood")?),
+            })?;
+            Ok(Exit::Success)
+        }
+    }
 }
 
 /// Sends one request.
@@ -45,7 +74,7 @@ pub(crate) fn request(socket: &Path, method: &str, path: &str, body: &str) -> Re
     match status {
         Some("200") => Ok(Answer::Done(body.to_owned())),
         Some("400" | "409") => Ok(Answer::Refused(reason())),
-        Some(status) => bail!("the authority answered {status}: {}", reason()),
+        Some(status) => bail!("it answered {status}: {}", reason()),
         None => bail!("the answer is not HTTP/1.1"),
     }
 }

@@ -315,6 +315,14 @@ impl Judge<'_> {
                 findings.push(missing(next, to, &gaps));
             }
         }
+        // Of a request that was taken in part only so many are missing as its answer said.
+        for gap in explained.values().filter(|gap| gap.reason == Reason::PartlyRefused) {
+            let missing = self.missing(gap.first, gap.last).iter().map(|(from, to)| to - from + 1).sum::<u64>();
+            if missing > gap.records {
+                let what = format!("{missing} are missing here, and the gap record knows of {}", gap.records);
+                findings.push(Finding { first: gap.first, last: gap.last, what });
+            }
+        }
         let explained = explained.into_values().map(|gap| Explained {
             first: gap.first,
             last: gap.last,

@@ -134,6 +134,9 @@ pub enum Error {
     /// A name or a password in a URL would be logged.
     #[error("an endpoint must not hold a user or a password; use `headers`")]
     UserInfo,
+    /// What stands behind a question mark would be logged, and is often a credential.
+    #[error("an endpoint must not have a query; use `headers`")]
+    Query,
     /// `https` without roots.
     #[error("endpoint {0:?} needs `roots`, the certificates to trust")]
     NoRoots(String),

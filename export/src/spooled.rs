@@ -146,8 +146,8 @@ impl Spooled {
         }
     }
 
-    /// Waits until there is something to read, or nothing will come any more. What was given out is given out again.
-    pub(crate) async fn wait_for_records(&mut self) {
+    /// Waits until there is something to read, or nothing will come any more: false then. What was given out is given out again.
+    pub(crate) async fn wait_for_records(&mut self) -> bool {
         loop {
             let ended = self.signals.ended.load(Relaxed);
             let found = self.next_chunk(1).await.is_some();
@@ -155,7 +155,7 @@ impl Spooled {
                 reader.rewind();
             }
             if found || ended || self.reader.is_none() {
-                return;
+                return found;
             }
             self.signals.synced.notified().await;
         }
@@ -365,8 +365,14 @@ impl Writer {
             }
             // No room is no trouble of its own: gap records tell of what it costs.
             Err(spool::Error::Full) => false,
-            Err(error) => {
+            Err(error) if self.spool.is_failed() => {
                 self.note(Err(error));
+                false
+            }
+            // Nothing is lost; the next try seals more.
+            Err(error) => {
+                let error: &dyn std::error::Error = &error;
+                tracing::debug!(error, "no checkpoint could be made; it is tried again");
                 false
             }
         }

@@ -94,7 +94,7 @@ fn admin_key(error: &telemetry::admin::Error) -> &'static str {
 fn export_key(error: &export::otlp::Error) -> &'static str {
     use export::otlp::Error as E;
     match error {
-        E::NoEndpoint | E::Endpoint(..) | E::Scheme(_) | E::Path(_) | E::UserInfo => "export.endpoint",
+        E::NoEndpoint | E::Endpoint(..) | E::Scheme(_) | E::Path(_) | E::UserInfo | E::Query => "export.endpoint",
         E::NoRoots(_) | E::Roots(_) => "export.roots",
         E::Header(_) => "export.headers",
         E::Tls(_) => "export.clientCertificate",

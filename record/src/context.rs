@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use crate::{key, otlp::Attributes};
 
 /// Seen from the workload that the proxy stands beside.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Direction {
     /// Towards it.
     Inbound,

@@ -216,7 +216,10 @@ fn list(store: &dyn Storage) -> Result<Vec<Found>, Error> {
         let header = Header::decode(&store.read(name, 0, HEADER_BYTES).map_err(unreadable)?);
         let header = header.filter(|header| (header.first, header.epoch) == (first, epoch));
         let since = header.map_or(0, |header| header.created);
-        found.push(Found { segment: Segment { first, epoch, bytes, last: first - 1, since, until: since }, header });
+        found.push(Found {
+            segment: Segment { first, epoch, bytes, last: first.saturating_sub(1), since, until: since },
+            header,
+        });
     }
     found.sort_by_key(|found| (found.segment.first, found.segment.since));
     for at in 1..found.len() {
@@ -357,7 +360,8 @@ fn vanished(
     (missed, lost.first().copied())
 }
 
-/// What one sink has acknowledged and another has not, behind the end of the last segment.
+/// What sinks have acknowledged and others have not, behind the end of the last segment; what only a sink had that is no
+/// longer there, too.
 fn behind_the_end(consumers: &[Consumer], found: &Tip, end: u64, now: u64) -> Vec<Gap> {
     let cursors = consumers.iter().map(|consumer| (consumer.sink, consumer.cursor.next));
     let missing = stretches(cursors, found.next, end - 1).into_iter();
@@ -366,7 +370,7 @@ fn behind_the_end(consumers: &[Consumer], found: &Tip, end: u64, now: u64) -> Ve
         let (records, since, reason) = (last + 1 - first, found.time, Reason::Vanished);
         Gap { first, last, records, since, until: now, reason, before, after: None, sink }
     };
-    missing.filter(|(.., sink)| sink.is_some()).map(gap).collect()
+    missing.map(gap).collect()
 }
 
 /// No number that a checkpoint seals is given again: the chain goes on behind the checkpoint, and what is not here is a gap.

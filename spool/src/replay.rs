@@ -308,7 +308,11 @@ impl Reader {
         };
         let fits = length + line.len() as u64 <= self.status().limit_bytes() / 16;
         if fits {
-            store.write_at(SET_ASIDE, length, line, true).map_err(failed())?;
+            // A process that died here may have left half a line.
+            let last = store.read(SET_ASIDE, length.saturating_sub(1), 1).unwrap_or_default();
+            let torn = length > 0 && last != b"\n";
+            let whole = if torn { [b"\n", line].concat() } else { line.to_vec() };
+            store.append(SET_ASIDE, &whole).map_err(failed())?;
         }
         Ok(fits)
     }

@@ -27,6 +27,13 @@ pub trait Storage: std::fmt::Debug + Send + Sync + 'static {
     fn read(&self, name: &str, offset: u64, max: usize) -> io::Result<Vec<u8>>;
     /// Writes bytes in place; the file is made if it is not there. With `durable` they are synced, and the directory too.
     fn write_at(&self, name: &str, offset: u64, bytes: &[u8], durable: bool) -> io::Result<()>;
+    /// Puts bytes at the end of a file, which is made if it is not there, and syncs them and the directory. After an error the
+    /// file is as before, as far as the system lets it.
+    fn append(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let is_new = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+        let length = self.length(name).or_else(|error| if is_new(&error) { Ok(0) } else { Err(error) })?;
+        self.write_at(name, length, bytes, true)
+    }
     /// Shortens a file, and syncs it.
     fn truncate(&self, name: &str, length: u64) -> io::Result<()>;
     /// Removes a file.
@@ -117,6 +124,17 @@ impl Storage for Disk {
             self.sync_directory()?;
         }
         Ok(())
+    }
+
+    fn append(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        // One open file for all of it: whoever reads it may rename it at any time.
+        let mut file = fs::OpenOptions::new().append(true).create(true).mode(0o600).open(self.path(name))?;
+        let length = file.metadata()?.len();
+        if let Err(error) = io::Write::write_all(&mut file, bytes).and_then(|()| file.sync_data()) {
+            file.set_len(length)?;
+            return Err(error);
+        }
+        self.sync_directory()
     }
 
     fn truncate(&self, name: &str, length: u64) -> io::Result<()> {

@@ -4,13 +4,11 @@
 //! median of rounds. Memory is the difference in resident bytes between few edges and many, over the difference in edges, each
 //! edge having its records.
 
-use std::{fs, time::Duration};
+use std::fs;
 
 use anyhow::{Context, Result};
 use baseline::{Direction, EdgeKey, Engine, Limits, Observation, Protection, Protocol};
-use record::{
-    Code, Context as RecordContext, Decision, DetectedBy, EstablishedBy, HttpVersion, Request, Tls, UidSource,
-};
+use record::UidSource;
 use rustix::time::{ClockId, clock_gettime};
 
 const RECORDS: u64 = 2_000_000;
@@ -91,57 +89,15 @@ fn per_record() -> f64 {
 
 /// The proxy gives the engine what it reads out of finished records.
 fn per_reading() -> f64 {
-    let (client, server) = ("spiffe://example.org/ns/shop/sa/cart", "spiffe://example.org/ns/shop/sa/catalogue");
-    let tls = Tls { version: "1.3", cipher: "TLS_AES_128_GCM_SHA256", group: "X25519MLKEM768", alpn: "picket/http1" };
-    let context = RecordContext {
-        direction: record::Direction::Outbound,
-        source: ([10, 1, 2, 3], 41_000).into(),
-        destination: ([10, 96, 0, 7], 80).into(),
-        upstream: Some(([10, 1, 2, 4], 8080).into()),
-        service: Some("catalogue.shop"),
-        client_workload: None,
-        server_workload: Some("catalogue-5d9c7b"),
-        client_identity: Some((client, EstablishedBy::OwnCertificate)),
-        server_identity: Some((server, EstablishedBy::MutualTls)),
-        tls: Some(tls),
-        server_name: None,
-        protocol: record::Protocol::Http1,
-        detected_by: DetectedBy::FirstBytes,
-        decision: Decision::Meshed,
-        decision_reason: "endpoint_identity",
-    };
-    let (mut uids, mut fields) = (UidSource::new(1), Vec::new());
-    Request {
-        uid: uids.next(1),
-        connection: uids.next(1),
-        context: &context.encode(),
-        started_unix_nanos: 1,
-        ended_unix_nanos: 2,
-        method: "GET",
-        path: "/products/17",
-        authority: Some("catalogue.shop"),
-        http_version: HttpVersion::Http11,
-        status: Some(200),
-        grpc_status: None,
-        is_grpc: false,
-        request_body_bytes: 0,
-        response_body_bytes: 1024,
-        first_byte: Some(Duration::from_micros(800)),
-        duration: Duration::from_micros(900),
-        resends: 0,
-        trace: None,
-        code: Code::Ok,
-        detail: None,
-        upgraded: None,
-    }
-    .encode(&mut fields);
+    let mut fields = Vec::new();
+    bench_sample::request(&bench_sample::context(), &mut UidSource::new(1), 1, &mut fields);
     let batch = fields.repeat(200);
     let before = cpu_nanos();
     let mut bytes = 0;
     for _ in 0..READINGS / 200 {
         bytes += record::line::records(&batch).filter_map(baseline::observation).map(|seen| seen.bytes_in).sum::<u64>();
     }
-    assert_eq!(bytes, READINGS * 1024, "each record was read");
+    assert_eq!(bytes, READINGS * 1234, "each record was read");
     (cpu_nanos() - before) / READINGS as f64
 }
 

@@ -29,10 +29,7 @@ use opentelemetry_proto::tonic::{
 };
 use prost::Message;
 use rcgen::{CertificateParams, KeyPair};
-use record::{
-    Code, ContextAttributes, Decision, DetectedBy, Direction, EstablishedBy, HttpVersion, Protocol as Spoken, Request,
-    Tls, UidSource,
-};
+use record::UidSource;
 use spool::{Config, Disk, OnFull, Spool, Sync};
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 
@@ -205,69 +202,14 @@ fn run_tonic(runtime: &tokio::runtime::Runtime, directory: &Path, port: u16, bat
 
 /// The records of a busy proxy, in batches as workers make them.
 fn batches() -> Vec<(u32, Vec<u8>)> {
-    let (context, mut uids, mut batches) = (context(), UidSource::new(9), Vec::new());
+    let (context, mut uids, mut batches) = (bench_sample::context(), UidSource::new(9), Vec::new());
     let (mut records, mut fields) = (0, Vec::new());
     for number in 0..RECORDS {
-        encode(&context, &mut uids, number, &mut fields);
+        bench_sample::request(&context, &mut uids, number, &mut fields);
         records += 1;
         if fields.len() >= BATCH_BYTES || number + 1 == RECORDS {
             batches.push((std::mem::take(&mut records), std::mem::take(&mut fields)));
         }
     }
     batches
-}
-
-fn encode(context: &ContextAttributes, uids: &mut UidSource, number: u64, out: &mut Vec<u8>) {
-    let started = 1_764_000_000_000_000_000 + number * 1000;
-    let uid = uids.next(started / 1_000_000);
-    Request {
-        uid,
-        connection: uid,
-        context,
-        started_unix_nanos: started,
-        ended_unix_nanos: started + 1_000_000,
-        method: "GET",
-        path: "/api/v1/orders/4711",
-        authority: Some("orders.shop:8080"),
-        http_version: HttpVersion::Http11,
-        status: Some(200),
-        grpc_status: None,
-        is_grpc: false,
-        request_body_bytes: 0,
-        response_body_bytes: 1234,
-        first_byte: Some(Duration::from_micros(800)),
-        duration: Duration::from_micros(1000),
-        resends: 0,
-        trace: Some(([1; 16], [2; 8], 1)),
-        code: Code::Ok,
-        detail: None,
-        upgraded: None,
-    }
-    .encode(out);
-}
-
-fn context() -> ContextAttributes {
-    record::Context {
-        direction: Direction::Outbound,
-        source: ([10, 0, 0, 1], 40_000).into(),
-        destination: ([10, 96, 0, 7], 80).into(),
-        upstream: Some(([10, 244, 0, 3], 8080).into()),
-        service: Some("orders.shop"),
-        client_workload: Some("frontend-6d4b75cb6d-hx8zn"),
-        server_workload: Some("orders-5f7d8c9b4-abcde"),
-        client_identity: Some(("spiffe://example.org/ns/shop/sa/frontend", EstablishedBy::OwnCertificate)),
-        server_identity: Some(("spiffe://example.org/ns/shop/sa/orders", EstablishedBy::MutualTls)),
-        tls: Some(Tls {
-            version: "1.3",
-            cipher: "TLS_AES_128_GCM_SHA256",
-            group: "X25519MLKEM768",
-            alpn: "picket/http1",
-        }),
-        server_name: None,
-        protocol: Spoken::Http1,
-        detected_by: DetectedBy::Hint,
-        decision: Decision::Meshed,
-        decision_reason: "proved",
-    }
-    .encode()
 }

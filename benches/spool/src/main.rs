@@ -15,10 +15,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use nowhere::Nowhere;
-use record::{
-    Code, ContextAttributes, Decision, DetectedBy, Direction, EstablishedBy, HttpVersion, Protocol, Request, Tls,
-    UidSource,
-};
+use record::UidSource;
 use redb::{Database, Durability, ReadableDatabase, ReadableTableMetadata, TableDefinition};
 use spool::{Config, Disk, OnFull, Spool, Sync};
 
@@ -209,14 +206,14 @@ fn run_whole(directory: &Path) -> Result<Cost> {
     let (status, counters) = (Arc::clone(spool.status()), Arc::clone(sender.counters()));
     let spooled = export::Spooled::spawn(receiver, spool, reader, Sync::Interval(INTERVAL))?;
     let journal = proxy::journal::Journal::new(vec![sender], Arc::default(), 9);
-    let (context, mut uids) = (context(), UidSource::new(9));
+    let (context, mut uids) = (bench_sample::context(), UidSource::new(9));
     let cost = cost(|| {
         for number in 0..RECORDS {
             // What no test may do, a load does: it waits while the queue is nearly full, as the disk is its measure.
             while number % 100 == 0 && counters.queued_bytes() > WAITING_BYTES_MAX {
                 std::thread::sleep(Duration::from_millis(1));
             }
-            journal.append(|out| encode(&context, &mut uids, number, out));
+            journal.append(|out| bench_sample::request(&context, &mut uids, number, out));
         }
         journal.flush();
         while status.spooled() < RECORDS {
@@ -249,10 +246,10 @@ fn run_reader(directory: &Path, batches: &[(u32, Vec<u8>)]) -> Result<(f64, f64)
 
 /// The records of a busy proxy, in batches as workers make them.
 fn batches() -> Vec<(u32, Vec<u8>)> {
-    let (context, mut uids, mut batches) = (context(), UidSource::new(9), Vec::new());
+    let (context, mut uids, mut batches) = (bench_sample::context(), UidSource::new(9), Vec::new());
     let (mut records, mut fields) = (0, Vec::new());
     for number in 0..RECORDS {
-        encode(&context, &mut uids, number, &mut fields);
+        bench_sample::request(&context, &mut uids, number, &mut fields);
         records += 1;
         if fields.len() >= BATCH_BYTES || number + 1 == RECORDS {
             batches.push((std::mem::take(&mut records), std::mem::take(&mut fields)));
@@ -262,68 +259,13 @@ fn batches() -> Vec<(u32, Vec<u8>)> {
 }
 
 fn encode_nanos() -> f64 {
-    let (context, mut uids, mut out) = (context(), UidSource::new(9), Vec::with_capacity(1 << 20));
+    let (context, mut uids, mut out) = (bench_sample::context(), UidSource::new(9), Vec::with_capacity(1 << 20));
     let before = cpu();
     for number in 0..RECORDS {
         if out.len() >= BATCH_BYTES {
             out.clear();
         }
-        encode(&context, &mut uids, number, &mut out);
+        bench_sample::request(&context, &mut uids, number, &mut out);
     }
     (cpu() - before).as_nanos() as f64 / RECORDS as f64
-}
-
-fn encode(context: &ContextAttributes, uids: &mut UidSource, number: u64, out: &mut Vec<u8>) {
-    let started = 1_764_000_000_000_000_000 + number * 1000;
-    let uid = uids.next(started / 1_000_000);
-    Request {
-        uid,
-        connection: uid,
-        context,
-        started_unix_nanos: started,
-        ended_unix_nanos: started + 1_000_000,
-        method: "GET",
-        path: "/api/v1/orders/4711",
-        authority: Some("orders.shop:8080"),
-        http_version: HttpVersion::Http11,
-        status: Some(200),
-        grpc_status: None,
-        is_grpc: false,
-        request_body_bytes: 0,
-        response_body_bytes: 1234,
-        first_byte: Some(Duration::from_micros(800)),
-        duration: Duration::from_micros(1000),
-        resends: 0,
-        trace: Some(([1; 16], [2; 8], 1)),
-        code: Code::Ok,
-        detail: None,
-        upgraded: None,
-    }
-    .encode(out);
-}
-
-fn context() -> ContextAttributes {
-    record::Context {
-        direction: Direction::Outbound,
-        source: ([10, 0, 0, 1], 40_000).into(),
-        destination: ([10, 96, 0, 7], 80).into(),
-        upstream: Some(([10, 244, 0, 3], 8080).into()),
-        service: Some("orders.shop"),
-        client_workload: Some("frontend-6d4b75cb6d-hx8zn"),
-        server_workload: Some("orders-5f7d8c9b4-abcde"),
-        client_identity: Some(("spiffe://example.org/ns/shop/sa/frontend", EstablishedBy::OwnCertificate)),
-        server_identity: Some(("spiffe://example.org/ns/shop/sa/orders", EstablishedBy::MutualTls)),
-        tls: Some(Tls {
-            version: "1.3",
-            cipher: "TLS_AES_128_GCM_SHA256",
-            group: "X25519MLKEM768",
-            alpn: "picket/http1",
-        }),
-        server_name: None,
-        protocol: Protocol::Http1,
-        detected_by: DetectedBy::Hint,
-        decision: Decision::Meshed,
-        decision_reason: "proved",
-    }
-    .encode()
 }

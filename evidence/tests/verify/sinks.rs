@@ -105,3 +105,24 @@ fn what_the_collector_refused_is_explained_though_it_is_said_twice() {
     check(&report, INTACT, COMPLETE);
     assert_eq!(report.explained, []);
 }
+
+#[test]
+fn of_a_request_that_was_taken_in_part_no_more_may_be_missing_than_its_answer_said() {
+    let authority = Authority::new("root");
+    let (mut stream, _others) = Stream::with(1 << 20, &[Sink::Otlp]);
+    let credentials = authority.leaf(WEB);
+    stream.write(20, WEB);
+    stream.seal(&credentials);
+    let mut records = stream.export();
+    // The collector said of a request with the numbers 3 to 12 that it did not take one of them.
+    stream.reader.refuse((3, 12), 1, NOW, Reason::PartlyRefused);
+    stream.spool.report(NOW).unwrap();
+    stream.seal(&credentials);
+    records.extend(stream.export());
+    records.retain(|record| number(record) != 5);
+    assert_eq!(of(&authority, &stream, &records).completeness, Completeness::Complete);
+    records.retain(|record| number(record) != 9);
+    let report = of(&authority, &stream, &records);
+    assert_eq!(report.completeness, Completeness::Incomplete, "{report:#?}");
+    assert_eq!((report.completeness_findings[0].first, report.completeness_findings[0].last), (3, 12));
+}

@@ -98,6 +98,9 @@ impl Endpoint {
         if authority.as_str().contains('@') {
             return Err(Error::UserInfo);
         }
+        if uri.query().is_some() {
+            return Err(Error::Query);
+        }
         let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
         let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
         let alpn: &[&[u8]] = match config.protocol {
@@ -117,7 +120,7 @@ impl Endpoint {
         let path = match config.protocol {
             Protocol::Grpc if uri.path().trim_end_matches('/').is_empty() => grpc_path,
             Protocol::Grpc => return Err(Error::Path(url.to_owned())),
-            Protocol::HttpProtobuf => uri.path_and_query().map_or("/", |path| path.as_str()),
+            Protocol::HttpProtobuf => uri.path(),
         };
         let target = format!("{}://{authority}{path}", if secure { "https" } else { "http" });
         Ok(Self {

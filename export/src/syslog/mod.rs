@@ -99,7 +99,9 @@ impl Syslog {
         let mut delivery = deliver::Delivery::new(&self.format, self.settle);
         let (mut backoff, mut away) = (Backoff::default(), false);
         loop {
-            spooled.wait_for_records().await;
+            if !spooled.wait_for_records().await {
+                return;
+            }
             let error = match self.target.connect().await {
                 Ok(connection) => {
                     if std::mem::take(&mut away) {

@@ -110,14 +110,10 @@ async fn an_alert_says_once_that_the_collector_is_away_and_once_that_it_is_back(
     shipper.alert_through(&alerts);
     rig.spooled().alert_through(&alerts);
     rig.ship_with(shipper);
-    while !alerts.is_firing("collector_away") {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    until(|| alerts.is_firing("collector_away")).await;
     // More failures say nothing more.
     let calls = collector.calls();
-    while collector.calls() < calls + 2 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    until(|| collector.calls() >= calls + 2).await;
     collector.behave(|_| Reply::Take);
     rig.settled(DRAIN).await;
     while alerts.is_firing("collector_away") {
@@ -164,4 +160,13 @@ async fn a_full_spool_is_an_alert_until_it_has_room() {
         collector.stored().records.iter().filter(is).count()
     };
     assert_eq!((names("firing"), names("resolved")), (1, 1));
+}
+
+/// Waits until it is so.
+async fn until(is_so: impl Fn() -> bool) {
+    let end = std::time::Instant::now() + DRAIN;
+    while !is_so() {
+        assert!(std::time::Instant::now() < end, "it never came to that");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }

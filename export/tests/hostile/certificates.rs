@@ -149,3 +149,15 @@ fn files_that_are_no_certificates_are_a_mistake_at_the_start() {
         assert!(matches!(otlp::Shipper::new(config(file)), Err(otlp::Error::Roots(_))), "{file}");
     }
 }
+
+#[test]
+fn an_endpoint_that_could_hold_a_credential_is_a_mistake_and_is_not_repeated() {
+    let refused = |config: otlp::Config| otlp::Shipper::new(config).unwrap_err();
+    let secrets =
+        [grpc("http://user:s3cret@localhost:1".to_owned()), http("http://localhost:1/v1/logs?key=s3cret".to_owned())];
+    for config in secrets {
+        let error = refused(config);
+        assert!(matches!(error, otlp::Error::UserInfo | otlp::Error::Query), "{error:?}");
+        assert!(!format!("{error} {error:?}").contains("s3cret"));
+    }
+}

@@ -232,3 +232,29 @@ fn a_number_that_was_acknowledged_is_not_given_again_when_segments_are_gone() {
     spool.sync().unwrap();
     assert_eq!(read_all(&mut reader, 1 << 20).records.into_iter().collect::<Vec<_>>(), [(11, 10), (12, 11)]);
 }
+
+#[test]
+fn a_line_that_was_torn_spoils_no_other_that_is_set_aside() {
+    let directory = Directory::new("aside");
+    let (_spool, reader, _) = open(&directory.disk());
+    let file = directory.0.join(spool::SET_ASIDE);
+    assert!(reader.set_aside(b"{\"a\":1}\n").unwrap());
+    let torn = [std::fs::read(&file).unwrap(), b"{\"b\":".to_vec()].concat();
+    std::fs::write(&file, torn).unwrap();
+    assert!(reader.set_aside(b"{\"c\":3}\n").unwrap());
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "{\"a\":1}\n{\"b\":\n{\"c\":3}\n");
+    // Whoever has seen it may take it away.
+    std::fs::remove_file(&file).unwrap();
+    assert!(reader.set_aside(b"{\"d\":4}\n").unwrap());
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "{\"d\":4}\n");
+}
+
+#[test]
+fn a_segment_with_a_number_that_no_record_has_is_no_panic() {
+    let directory = Directory::new("zero");
+    std::fs::write(directory.0.join("0000000000000000-0000000000000001.seg"), b"no segment").unwrap();
+    let (mut spool, mut reader, _) = open(&directory.disk());
+    append(&mut spool, SECOND, 1..4).unwrap();
+    spool.sync().unwrap();
+    assert_eq!(read_all(&mut reader, 10_000).numbers(), [1, 2, 3]);
+}
