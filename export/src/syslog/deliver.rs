@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     io,
+    net::SocketAddr,
     sync::atomic::Ordering::Relaxed,
     time::{Duration, Instant},
 };
@@ -15,7 +16,7 @@ use super::{
     Error, Format,
     connection::{Connection, Stream, USER_TIMEOUT},
     encode::Encoder,
-    unacknowledged,
+    unacknowledged::{self, Known},
 };
 use crate::Spooled;
 
@@ -23,6 +24,8 @@ use crate::Spooled;
 const CHUNK_BYTES_MAX: usize = 128 << 10;
 /// How often the kernel is asked what the server has acknowledged.
 const LOOK: Duration = Duration::from_millis(100);
+/// And how often at the end, when nothing else is to be done.
+const SHORT_LOOK: Duration = Duration::from_millis(5);
 
 /// A chunk that was written.
 struct Written {
@@ -68,12 +71,13 @@ impl Delivery {
         loop {
             if looked.elapsed() >= LOOK {
                 looked = Instant::now();
-                self.look(unacknowledged::bytes(local, peer), written.load(Relaxed));
+                let waiting = unacknowledged::ask(local, peer).map(|known| known.waiting);
+                self.look(waiting, written.load(Relaxed));
                 self.settle(spooled);
             }
             let is_over = spooled.signals.ended.load(Relaxed);
             let Some(chunk) = spooled.next_chunk(CHUNK_BYTES_MAX).await else {
-                if is_over {
+                if is_over && (self.waiting.is_empty() || is_all_there(local, peer, &mut end).await?) {
                     return self.finish(to, end, spooled).await;
                 }
                 let pause = if self.waiting.is_empty() { Duration::from_secs(3600) } else { LOOK };
@@ -148,7 +152,8 @@ impl Delivery {
         }
     }
 
-    /// Ends the connection in order: a server that ends it after us, in order, has read everything.
+    /// Ends the connection in order: a server whose kernel has everything, and that ends it after us, in order, has read
+    /// everything.
     async fn finish(
         &mut self,
         mut to: WriteHalf<Box<dyn Stream>>,
@@ -165,6 +170,33 @@ impl Delivery {
 async fn write(to: &mut WriteHalf<Box<dyn Stream>>, bytes: &[u8]) -> io::Result<()> {
     to.write_all(bytes).await?;
     to.flush().await
+}
+
+/// Waits until the server's kernel has all that was written; false where our own kernel does not say. Fails when the server has
+/// ended the connection by then, or its own side of it: such an end is no answer to ours, and says nothing of what was read.
+async fn is_all_there(
+    local: SocketAddr,
+    peer: SocketAddr,
+    mut end: impl Future<Output = io::Result<()>> + Unpin,
+) -> Result<bool, Error> {
+    loop {
+        tokio::select! {
+            biased;
+            // An end that TLS knows of and TCP does not shows here alone.
+            done = &mut end => return Err(broken(done)),
+            () = tokio::task::yield_now() => {}
+        }
+        match unacknowledged::ask(local, peer) {
+            Ok(Known { is_whole: false, .. }) => return Err(broken(Ok(()))),
+            Ok(Known { waiting: 0, .. }) => return Ok(true),
+            Ok(Known { .. }) => {}
+            Err(_) => return Ok(false),
+        }
+        tokio::select! {
+            done = &mut end => return Err(broken(done)),
+            () = tokio::time::sleep(SHORT_LOOK) => {}
+        }
+    }
 }
 
 /// Waits until the server ends the connection; what it says is nothing to us.
@@ -184,3 +216,7 @@ async fn ended(mut from: impl AsyncRead + Unpin) -> io::Result<()> {
 fn broken(done: io::Result<()>) -> Error {
     Error::Connection("the connection broke", done.err().unwrap_or_else(|| io::ErrorKind::ConnectionAborted.into()))
 }
+
+#[cfg(test)]
+#[path = "deliver_tests.rs"]
+mod tests;

@@ -3,7 +3,7 @@
 //!
 //! Syslog has no acknowledgement. What is promised instead: a record counts as delivered when its bytes were written, the
 //! server's kernel has acknowledged them, and the connection was whole for the settle time after that; or when the server
-//! ended the connection in order after we did. After a reset everything that was not delivered in this sense is sent again,
+//! ended the connection in order after we did, with everything in its kernel. After a reset everything that was not delivered in this sense is sent again,
 //! with the same `log.record.uid`. A server that takes bytes, and dies later than the settle time without having stored them,
 //! loses them unseen; nothing in the protocol can show that.
 

@@ -1,5 +1,5 @@
-//! How many bytes of a TCP connection the peer's kernel has not acknowledged: asked of our own kernel through
-//! `NETLINK_SOCK_DIAG` (sock_diag(7)), which needs no privilege.
+//! How many bytes of a TCP connection the peer's kernel has not acknowledged, and whether both sides still have it open: asked
+//! of our own kernel through `NETLINK_SOCK_DIAG` (sock_diag(7)), which needs no privilege.
 
 use std::{
     io,
@@ -13,11 +13,24 @@ const BY_FAMILY: u16 = 20;
 /// `NLM_F_REQUEST`.
 const REQUEST: u16 = 1;
 const HEADER_BYTES: usize = 16;
-/// Where `idiag_wqueue` is in `struct inet_diag_msg`.
+/// Where `idiag_state` is in `struct inet_diag_msg`.
+const STATE_AT: usize = 1;
+/// Where `idiag_wqueue` is in it.
 const WRITE_QUEUE_AT: usize = 4 + 48 + 8;
+/// `TCP_ESTABLISHED`.
+const ESTABLISHED: u8 = 1;
 
-/// Bytes that were given to the connection and not acknowledged by the peer.
-pub(super) fn bytes(local: SocketAddr, peer: SocketAddr) -> io::Result<u64> {
+/// What our kernel knows of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Known {
+    /// Bytes that were given to it and not acknowledged by the peer.
+    pub(super) waiting: u64,
+    /// Neither side has ended it.
+    pub(super) is_whole: bool,
+}
+
+/// Asks about one connection.
+pub(super) fn ask(local: SocketAddr, peer: SocketAddr) -> io::Result<Known> {
     let flags = SocketFlags::CLOEXEC;
     let socket = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, flags, Some(netlink::SOCK_DIAG))?;
     let kernel = netlink::SocketAddrNetlink::new(0, 0);
@@ -56,11 +69,14 @@ fn request(local: SocketAddr, peer: SocketAddr) -> Vec<u8> {
     out
 }
 
-fn read(answer: &[u8]) -> io::Result<u64> {
+fn read(answer: &[u8]) -> io::Result<Known> {
     let number = |at: usize| answer.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
     let kind = answer.get(4..6).and_then(|bytes| bytes.try_into().ok()).map(u16::from_ne_bytes);
     match (kind, number(HEADER_BYTES + WRITE_QUEUE_AT)) {
-        (Some(BY_FAMILY), Some(waiting)) => Ok(u64::from(waiting)),
+        (Some(BY_FAMILY), Some(waiting)) => {
+            let is_whole = answer.get(HEADER_BYTES + STATE_AT) == Some(&ESTABLISHED);
+            Ok(Known { waiting: u64::from(waiting), is_whole })
+        }
         _ => {
             let code = number(HEADER_BYTES).map_or(0, |code| (code as i32).saturating_neg());
             Err(io::Error::from_raw_os_error(code))
@@ -83,7 +99,7 @@ mod tests {
             let listener = net::TcpListener::bind(address).unwrap();
             let mut stream = net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             let (local, peer) = (stream.local_addr().unwrap(), stream.peer_addr().unwrap());
-            assert_eq!(bytes(local, peer).unwrap(), 0);
+            assert_eq!(ask(local, peer).unwrap(), Known { waiting: 0, is_whole: true });
             let (mut accepted, _) = listener.accept().unwrap();
             stream.set_nonblocking(true).unwrap();
             // Until both kernels are full.
@@ -91,14 +107,19 @@ mod tests {
             while let Ok(count) = stream.write(&[7; 65536]) {
                 written += count as u64;
             }
-            let waiting = bytes(local, peer).unwrap();
+            let waiting = ask(local, peer).unwrap().waiting;
             assert!(waiting > 0 && waiting < written, "{waiting} of {written}");
             io::copy(&mut (&mut accepted).take(written), &mut io::sink()).unwrap();
             // The acknowledgement of the last bytes may be on its way.
-            let done = || bytes(local, peer).unwrap() == 0;
-            assert!((0..1000).any(|_| done() || (std::thread::sleep(std::time::Duration::from_millis(5)), false).1));
+            let soon = |done: &dyn Fn(Known) -> bool| {
+                let is = || done(ask(local, peer).unwrap());
+                (0..1000).any(|_| is() || (std::thread::sleep(std::time::Duration::from_millis(5)), false).1)
+            };
+            assert!(soon(&|known| known == Known { waiting: 0, is_whole: true }));
+            accepted.shutdown(net::Shutdown::Write).unwrap();
+            assert!(soon(&|known| !known.is_whole));
             let nobody = SocketAddr::new(local.ip(), 1);
-            assert!(bytes(nobody, nobody).is_err(), "there is no such connection");
+            assert!(ask(nobody, nobody).is_err(), "there is no such connection");
         }
     }
 }

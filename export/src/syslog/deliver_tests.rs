@@ -1,0 +1,98 @@
+//! What counts as delivered at the end of a connection: the server's end counts when it answers ours, and not before.
+
+use std::{
+    io::Read,
+    net::{Shutdown, TcpListener, TcpStream},
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, UNIX_EPOCH},
+};
+
+use record::{Event, EventName, Severity, UidSource, Value, key};
+use spool::{Disk, OnFull, Sink, Spool, Sync};
+
+use super::*;
+use crate::{Batch, queue};
+
+const RECORDS: u32 = 20;
+/// How often a server ends its side too early. Whether that is seen while records are written is a matter of luck.
+const ROUNDS: usize = 24;
+
+struct Directory(PathBuf);
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _gone = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A spool with records for a syslog server, whose writer has ended.
+fn spooled(directory: &Directory) -> Spooled {
+    let (max_bytes, max_age, sync) = (1 << 20, Duration::from_secs(3600), Sync::Always);
+    let config =
+        spool::Config { max_bytes, max_age, min_free_bytes: 0, sync, on_full: OnFull::DropOldest, uid_seed: 1 };
+    let now = UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
+    let disk = Arc::new(Disk::open(&directory.0).unwrap());
+    let (spool, readers, _) = Spool::open_for(&[Sink::Syslog], disk, config, now).unwrap();
+    let (sender, receiver) = queue(1 << 20);
+    let (mut fields, mut uids) = (Vec::new(), UidSource::new(3));
+    for _ in 0..RECORDS {
+        let (uid, attributes) = (uids.next(1), [(key::DETAIL, Value::Text("text"))]);
+        let (name, severity) = (EventName::Alert, Severity::Info);
+        Event { uid, name, time_unix_nanos: now, severity, attributes: &attributes }.encode(&mut fields);
+    }
+    sender.send(Batch { records: RECORDS, fields: fields.into() }).unwrap();
+    drop(sender);
+    let spooled = Spooled::spawn_all(receiver, spool, readers, sync, None).unwrap().remove(0);
+    while !spooled.signals.ended.load(Relaxed) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    spooled
+}
+
+/// A connection to a server that is given its own end of it.
+async fn connection(listener: &TcpListener) -> (Connection, TcpStream) {
+    let stream = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (local, peer) = (stream.local_addr().unwrap(), stream.peer_addr().unwrap());
+    let (server, _) = listener.accept().unwrap();
+    // As `Counted` does it, of which only this is looked at: all is written before the end.
+    let written = Arc::default();
+    (Connection { stream: Box::new(stream), local, peer, written }, server)
+}
+
+#[tokio::test]
+async fn an_end_of_the_server_that_came_before_ours_is_no_delivery() {
+    let directory = Directory(std::env::temp_dir().join(format!("picket-syslog-end-{}", std::process::id())));
+    let (mut spooled, listener) = (spooled(&directory), TcpListener::bind("127.0.0.1:0").unwrap());
+    let format = Format {
+        facility: 16,
+        host_name: "h".to_owned(),
+        app_name: "a".to_owned(),
+        process_id: 1,
+        enterprise_number: 32473,
+        message_bytes_max: 8192,
+        resource: Vec::new(),
+    };
+    let mut delivery = Delivery::new(&format, Duration::from_secs(3600));
+    for _ in 0..ROUNDS {
+        let (connection, server) = connection(&listener).await;
+        let (local, peer) = (connection.local, connection.peer);
+        server.shutdown(Shutdown::Write).unwrap();
+        while unacknowledged::ask(local, peer).unwrap().is_whole {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        delivery.feed(connection, &mut spooled).await.unwrap_err();
+        assert_eq!((delivery.delivered(), spooled.counters.acknowledged()), (0, 0));
+        spooled.reader.as_mut().unwrap().rewind();
+    }
+    // One that ends after us has them all.
+    let (connection, mut server) = connection(&listener).await;
+    let reading = std::thread::spawn(move || {
+        let mut all = Vec::new();
+        server.read_to_end(&mut all).map(|_| all)
+    });
+    delivery.feed(connection, &mut spooled).await.unwrap();
+    let received = reading.join().unwrap().unwrap();
+    assert_eq!(received.windows(13).filter(|bytes| bytes == b"picket.alert ").count() as u32, RECORDS);
+    assert_eq!(delivery.delivered(), u64::from(RECORDS));
+}
