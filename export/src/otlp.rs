@@ -32,7 +32,7 @@ use self::{
     deliver::{Delivery, Refusal},
     message::{Envelope, Piece},
 };
-use crate::{Alerts, Receiver, Spooled};
+use crate::{Alerts, Receiver, Spooled, spooled::say_damage};
 
 /// How long the first batch waits for others: a call costs its sender and the collector more than what it carries.
 const GATHER_TIME: Duration = Duration::from_millis(20);
@@ -269,10 +269,7 @@ impl Shipper {
         mut chunk: spool::Chunk,
         of: &Spooled,
     ) -> Option<spool::Reader> {
-        for damage in &chunk.damage {
-            let (segment, offset, bytes) = (&damage.segment, damage.offset, damage.bytes);
-            tracing::error!(segment, offset, bytes, records = ?damage.records, "a segment of the spool is damaged");
-        }
+        say_damage(&chunk);
         let mut refusals = Vec::new();
         if chunk.records > 0 {
             let records = u64::from(chunk.records);

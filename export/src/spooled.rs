@@ -135,7 +135,7 @@ impl Spooled {
         self.reader = Some(reader);
         match chunk {
             Ok(chunk) => {
-                chunk.iter().flat_map(|chunk| &chunk.damage).for_each(say_damage);
+                chunk.iter().for_each(say_damage);
                 chunk
             }
             Err(error) => {
@@ -174,9 +174,12 @@ impl Spooled {
     }
 }
 
-fn say_damage(damage: &spool::Damage) {
-    let (segment, offset, bytes) = (&damage.segment, damage.offset, damage.bytes);
-    tracing::error!(segment, offset, bytes, records = ?damage.records, "a segment of the spool is damaged");
+/// Says what was found damaged, once for all readers.
+pub(crate) fn say_damage(chunk: &spool::Chunk) {
+    for damage in chunk.damage.iter().filter(|damage| !damage.is_known) {
+        let (segment, offset, bytes) = (&damage.segment, damage.offset, damage.bytes);
+        tracing::error!(segment, offset, bytes, records = ?damage.records, "a segment of the spool is damaged");
+    }
 }
 
 fn say_unreadable(error: &(dyn std::error::Error + 'static)) {

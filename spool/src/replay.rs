@@ -7,6 +7,7 @@ use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use crate::{
     Error, Gap, Reason, Sink,
+    retain::content,
     segment::{ENTRY_BYTES, HEADER_BYTES, Kind, PAYLOAD_BYTES_MAX, Scan, Scanned},
     shared::{Segment, Shared, Status},
     storage,
@@ -28,6 +29,8 @@ pub struct Damage {
     pub bytes: u64,
     /// The records that are lost with them, by their numbers; `None` when it was none that is still to be sent.
     pub records: Option<(u64, u64)>,
+    /// A gap says so already: another reader found them, this one before it went back, or a process before this one.
+    pub is_known: bool,
 }
 
 /// Records to be sent together.
@@ -221,23 +224,42 @@ impl Reader {
     fn damaged(&self, segment: &Segment, (offset, bytes): (u64, u64), (first, last): (u64, u64), chunk: &mut Chunk) {
         let first = first.max(self.next);
         let records = (first <= last).then_some((first, last));
-        if let Some((first, last)) = records {
-            let (since, until, records) = (segment.since, segment.until, last + 1 - first);
-            let mut state = self.shared.lock();
-            let known = state.damaged.iter().any(|known| known.0 <= first && last <= known.1);
-            if !known {
-                let oldest = state.segments.front().map_or(0, |segment| segment.first);
-                state.damaged.retain(|known| known.1 >= oldest);
-                state.damaged.push((first, last));
-            }
-            drop(state);
-            if !known {
-                let reason = Reason::Damaged;
-                let gap = Gap { first, last, records, since, until, reason, before: None, after: None, sink: None };
-                self.shared.lose(gap);
-            }
+        let unsaid = records.map_or_else(Vec::new, |(first, last)| self.unsaid(first, last));
+        let is_known = records.is_some() && unsaid.is_empty();
+        for (first, last, sink) in unsaid {
+            let (since, until, records, reason) = (segment.since, segment.until, last + 1 - first, Reason::Damaged);
+            self.shared.lose(Gap { first, last, records, since, until, reason, before: None, after: None, sink });
         }
-        chunk.damage.push(Damage { segment: segment.name(), offset, bytes, records });
+        chunk.damage.push(Damage { segment: segment.name(), offset, bytes, records, is_known });
+    }
+
+    /// What no gap says yet of damaged records that this sink lacks, and who else lacks them; it counts as said from now on.
+    fn unsaid(&self, first: u64, last: u64) -> Vec<(u64, u64, Option<Sink>)> {
+        let looked = self.shared.lock().damaged.is_some();
+        // Read without the lock: one reader too many may look, and finds the same.
+        let reported = if looked { Vec::new() } else { self.reported() };
+        let mut state = self.shared.lock();
+        let others = state.consumers.iter().filter(|consumer| consumer.sink != self.sink);
+        let furthest = others.map(|consumer| consumer.taken).max().unwrap_or(0);
+        let parts = [(first, last.min(furthest.saturating_sub(1)), Some(self.sink)), (first.max(furthest), last, None)];
+        let mut parts: Vec<_> = parts.into_iter().filter(|(first, last, _)| first <= last).collect();
+        let oldest = state.segments.front().map_or(0, |segment| segment.first);
+        let damaged = state.damaged.get_or_insert(reported);
+        damaged.retain(|(_, last, _)| *last >= oldest);
+        for known in damaged.iter().filter(|known| known.2.is_none_or(|sink| sink == self.sink)) {
+            parts = parts.into_iter().flat_map(|part| without(part, (known.0, known.1))).collect();
+        }
+        damaged.extend(&parts);
+        parts
+    }
+
+    /// What gaps in the spool say of damage.
+    fn reported(&self) -> Vec<(u64, u64, Option<Sink>)> {
+        let segments: Vec<Segment> = self.shared.lock().segments.iter().copied().collect();
+        let reports = segments
+            .iter()
+            .flat_map(|segment| content(&*self.shared.storage, segment, segment.first, segment.last).reports);
+        reports.filter(|gap| gap.reason == Reason::Damaged).map(|gap| (gap.first, gap.last, gap.sink)).collect()
     }
 
     /// The chunk leaves: what it holds is no loss any more when its segment goes.
@@ -321,4 +343,14 @@ impl Reader {
     pub fn unreported(&self) -> Vec<Gap> {
         self.shared.lock().unreported.clone()
     }
+}
+
+/// What is left of a part without what is known.
+fn without(
+    (first, last, sink): (u64, u64, Option<Sink>),
+    known: (u64, u64),
+) -> impl Iterator<Item = (u64, u64, Option<Sink>)> {
+    let before = (first, last.min(known.0.saturating_sub(1)), sink);
+    let after = (first.max(known.1.saturating_add(1)), last, sink);
+    [before, after].into_iter().filter(|(first, last, _)| first <= last)
 }

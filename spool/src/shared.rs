@@ -53,8 +53,9 @@ pub(crate) struct State {
     pub(crate) unreported: Vec<Gap>,
     /// The lowest number of what reports say that are written and not synced yet.
     pub(crate) unsynced_report: Option<u64>,
-    /// Numbers that a reader found damaged, in segments that are still there.
-    pub(crate) damaged: Vec<(u64, u64)>,
+    /// What gaps say of damage in segments that are still there, by numbers and by who lacks them; `None` as long as no reader
+    /// has found any.
+    pub(crate) damaged: Option<Vec<(u64, u64, Option<Sink>)>>,
 }
 
 impl State {

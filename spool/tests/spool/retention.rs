@@ -263,3 +263,93 @@ fn a_sink_that_is_not_named_any_more_holds_nothing() {
     assert!(!read_all(&mut syslog, 20_000).records.is_empty());
     assert!(Reason::ALL.into_iter().all(|reason| spool.status().lost(reason) == 0));
 }
+
+/// Overwrites the records `first..=last` in the only segment.
+fn damage(disk: &Memory, first: u64, last: u64) {
+    let name = disk.segments().remove(0);
+    let clean = disk.content(&name);
+    let mut bytes = clean.clone();
+    let epoch = u64::from_str_radix(&name[17..33], 16).unwrap();
+    let (mut scan, mut offset) = (spool::Scan::new(&clean[96..], epoch, 0), 96);
+    while let Some(spool::Scanned::Entry(entry)) = scan.next() {
+        let end = 96 + scan.offset();
+        if entry.kind != spool::Kind::BatchEnd && (first..=last).contains(&entry.sequence) {
+            bytes[offset..end].fill(0xa5);
+        }
+        offset = end;
+    }
+    disk.replace(&name, bytes);
+}
+
+#[test]
+fn damage_that_two_sinks_see_is_said_once_also_after_a_restart() {
+    // The collector acknowledged what is before `from` while it was whole.
+    for (from, restart) in [1, 6, 20].into_iter().flat_map(|from| [(from, false), (from, true)]) {
+        for collector_first in [true, false] {
+            let disk = Memory::new();
+            let (mut spool, mut collector, syslog) = open_both(&disk, config());
+            append(&mut spool, SECOND, 1..31).unwrap();
+            spool.sync().unwrap();
+            let mut at_collector = Read::default();
+            while collector.next(1).unwrap().is_some_and(|chunk| {
+                at_collector.take(&chunk);
+                collector.acknowledge(&chunk).unwrap();
+                chunk.next < from
+            }) {}
+            let from = at_collector.records.len() as u64 + 1;
+            spool.close(SECOND).unwrap();
+            drop((spool, collector, syslog));
+            damage(&disk, 3, 10);
+            let (mut spool, collector, syslog) = open_both(&disk, config());
+            let (mut order, mut read) = ([collector, syslog], [at_collector, Read::default()]);
+            if !collector_first {
+                order.reverse();
+                read.reverse();
+            }
+            let first = &mut order[0];
+            let add = |read: &mut Read, more: Read| {
+                read.records.extend(more.records);
+                read.gaps.extend(more.gaps);
+                read.damage.extend(more.damage);
+            };
+            add(&mut read[0], read_all(first, 2000));
+            spool.tick(2 * SECOND).unwrap();
+            spool.sync().unwrap();
+            add(&mut read[0], read_all(first, 2000));
+            let (mut one, mut other);
+            if restart {
+                spool.close(3 * SECOND).unwrap();
+                drop((spool, order));
+                let opened = open_both(&disk, config());
+                spool = opened.0;
+                (one, other) = if collector_first { (opened.1, opened.2) } else { (opened.2, opened.1) };
+            } else {
+                [one, other] = order;
+            }
+            add(&mut read[1], read_all(&mut other, 2000));
+            spool.tick(4 * SECOND).unwrap();
+            spool.sync().unwrap();
+            add(&mut read[1], read_all(&mut other, 2000));
+            add(&mut read[0], read_all(&mut one, 2000));
+            let last = spool.tip().next - 1;
+            let sinks = if collector_first { [Sink::Otlp, Sink::Syslog] } else { [Sink::Syslog, Sink::Otlp] };
+            for (sink, read) in sinks.into_iter().zip(&read) {
+                let case = format!("from {from}, restart {restart}, {sink:?}: {:?}", read.gaps);
+                // Both get the same gap records. Those about it name what it lacks, and nothing twice.
+                let of_it = read.gaps.iter().filter(|gap| gap.sink.is_none_or(|of| of == sink));
+                let named: Vec<u64> = of_it.flat_map(|gap| gap.first..=gap.last).collect();
+                let missing: Vec<u64> = (1..=last).filter(|number| !read.records.contains_key(number)).collect();
+                let mut sorted = named.clone();
+                sorted.sort_unstable();
+                assert_eq!(sorted, missing, "{case}");
+                assert!(read.gaps.iter().all(|gap| gap.records == gap.last + 1 - gap.first), "{case}");
+            }
+            assert_eq!(read[0].gaps, read[1].gaps);
+            let stretches = if (4..=10).contains(&from) { 2 } else { 1 };
+            assert_eq!(read[0].gaps.len(), stretches, "{:?}", read[0].gaps);
+            let fresh = |damage: &&spool::Damage| damage.records.is_some() && !damage.is_known;
+            let fresh = read.iter().flat_map(|read| &read.damage).filter(fresh).count();
+            assert!((1..=stretches).contains(&fresh), "{fresh} for {stretches}: {read:?}");
+        }
+    }
+}
