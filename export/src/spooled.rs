@@ -167,6 +167,11 @@ impl Spooled {
         let _set = self.signals.alerts.set(Arc::downgrade(alerts));
     }
 
+    /// The way of alerts, while there is one.
+    pub(crate) fn alerts(&self) -> Option<Arc<Alerts>> {
+        self.signals.alerts.get()?.upgrade()
+    }
+
     /// Waits until everything is written and the spool is closed; to be called when the senders are gone.
     pub(crate) fn join(self) {
         // A panic there was logged by the runtime.

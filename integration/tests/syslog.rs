@@ -55,6 +55,7 @@ fn config(address: SocketAddr, tls: Option<&Certificates>, settle: Duration) -> 
         certificate: tls.map(|of| of.client.clone()),
         timeout: Duration::from_secs(10),
         settle,
+        away_after: Duration::from_secs(300),
         format: syslog::Format {
             facility: 16,
             host_name: "test".to_owned(),

@@ -46,7 +46,6 @@ pub(super) struct Connection {
 /// Where to connect to, and how.
 #[derive(Debug)]
 pub(super) struct Target {
-    endpoint: String,
     host: String,
     port: u16,
     tls: Option<Files>,
@@ -63,9 +62,8 @@ struct Files {
 
 impl Target {
     pub(super) fn new(config: &Config) -> Result<Self, Error> {
-        let endpoint = config.endpoint.clone();
         let wrong = || Error::Endpoint(config.endpoint.clone());
-        let (scheme, rest) = endpoint.split_once("://").ok_or_else(wrong)?;
+        let (scheme, rest) = config.endpoint.split_once("://").ok_or_else(wrong)?;
         let (host, port) = rest.rsplit_once(':').ok_or_else(wrong)?;
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let port = port.parse().map_err(|_| wrong())?;
@@ -81,11 +79,7 @@ impl Target {
             }
             _ => return Err(wrong()),
         };
-        Ok(Self { endpoint, host, port, tls, timeout: config.timeout })
-    }
-
-    pub(super) fn endpoint(&self) -> &str {
-        &self.endpoint
+        Ok(Self { host, port, tls, timeout: config.timeout })
     }
 
     pub(super) async fn connect(&self) -> Result<Connection, Error> {

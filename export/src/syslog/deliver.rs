@@ -1,4 +1,7 @@
 //! What is written to a syslog server, and when it counts as delivered.
+//!
+//! Says once that the server is away and once that it is back, which it is when something was delivered; so does the alert
+//! `syslog_away`, when that takes too long.
 
 use std::{
     collections::VecDeque,
@@ -8,12 +11,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use record::field;
+use record::{Severity, field};
 use spool::Chunk;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, WriteHalf};
 
 use super::{
-    Error, Format,
+    Config, Error,
     connection::{Connection, Stream, USER_TIMEOUT},
     encode::Encoder,
     unacknowledged::{self, Known},
@@ -26,6 +29,8 @@ const CHUNK_BYTES_MAX: usize = 128 << 10;
 const LOOK: Duration = Duration::from_millis(100);
 /// And how often at the end, when nothing else is to be done.
 const SHORT_LOOK: Duration = Duration::from_millis(5);
+
+const SYSLOG_AWAY: &str = "syslog_away";
 
 /// A chunk that was written.
 struct Written {
@@ -41,7 +46,11 @@ struct Written {
 /// What goes on over several connections.
 pub(super) struct Delivery {
     encoder: Encoder,
+    endpoint: String,
     settle: Duration,
+    away_after: Duration,
+    /// Since when nothing is delivered.
+    outage: Option<Instant>,
     waiting: VecDeque<Written>,
     /// Numbers below this were written once; what is sent again is not counted again.
     sent: u64,
@@ -51,9 +60,42 @@ pub(super) struct Delivery {
 }
 
 impl Delivery {
-    pub(super) fn new(format: &Format, settle: Duration) -> Self {
-        let (waiting, encoder) = (VecDeque::new(), Encoder::new(format));
-        Self { encoder, settle, waiting, sent: 0, delivered: 0, blind: false }
+    pub(super) fn new(config: &Config) -> Self {
+        let (waiting, outage, encoder) = (VecDeque::new(), None, Encoder::new(&config.format));
+        let Config { endpoint, settle, away_after, .. } = config.clone();
+        Self { encoder, endpoint, settle, away_after, outage, waiting, sent: 0, delivered: 0, blind: false }
+    }
+
+    /// The server cannot be reached, or its connection broke.
+    pub(super) fn is_away(&mut self, error: &Error, spooled: &Spooled) {
+        let (endpoint, why) = (&self.endpoint, error as &(dyn std::error::Error + 'static));
+        let Some(since) = self.outage else {
+            tracing::warn!(endpoint, error = why, "the syslog server is away; records wait in the spool");
+            self.outage = Some(Instant::now());
+            return;
+        };
+        let (away, limit) = (since.elapsed(), self.away_after);
+        if away >= limit
+            && let Some(alerts) = spooled.alerts()
+        {
+            let cause = why.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+            let detail = format!(
+                "nothing was delivered to {endpoint} for {} s (syslog.awayAfter: {} s): {error}{cause}. Records wait, and the \
+                 oldest ones go when there is no room",
+                away.as_secs(),
+                limit.as_secs()
+            );
+            alerts.fire(SYSLOG_AWAY, Severity::Warn, &detail);
+        }
+    }
+
+    fn is_there(&mut self, spooled: &Spooled) {
+        let Some(since) = self.outage.take() else { return };
+        let (endpoint, seconds) = (&self.endpoint, since.elapsed().as_secs());
+        tracing::info!(endpoint, seconds, "the syslog server is back");
+        if let Some(alerts) = spooled.alerts() {
+            alerts.resolve(SYSLOG_AWAY, &format!("records are delivered to {endpoint} again after {seconds} s"));
+        }
     }
 
     /// Records that were delivered.
@@ -144,6 +186,7 @@ impl Delivery {
         let Some(last) = self.waiting.drain(..count).next_back() else { return };
         spooled.counters.acknowledge(u64::from(records));
         self.delivered += u64::from(records);
+        self.is_there(spooled);
         let chunk = Chunk { records, ..last.chunk };
         let Some(reader) = &mut spooled.reader else { return };
         if let Err(error) = reader.acknowledge(&chunk) {

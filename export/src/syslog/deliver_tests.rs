@@ -11,8 +11,11 @@ use std::{
 use record::{Event, EventName, Severity, UidSource, Value, key};
 use spool::{Disk, OnFull, Sink, Spool, Sync};
 
-use super::*;
-use crate::{Batch, queue};
+use super::{
+    super::{Format, Syslog},
+    *,
+};
+use crate::{Alerts, Batch, Events, queue};
 
 const RECORDS: u32 = 20;
 /// How often a server ends its side too early. Whether that is seen while records are written is a matter of luck.
@@ -50,6 +53,21 @@ fn spooled(directory: &Directory) -> Spooled {
     spooled
 }
 
+fn config(address: SocketAddr) -> Config {
+    let format = Format {
+        facility: 16,
+        host_name: "h".to_owned(),
+        app_name: "a".to_owned(),
+        process_id: 1,
+        enterprise_number: 32473,
+        message_bytes_max: 8192,
+        resource: Vec::new(),
+    };
+    let (roots, certificate, timeout) = (None, None, Duration::from_secs(5));
+    let (settle, away_after) = (Duration::from_secs(3600), Duration::from_millis(600));
+    Config { endpoint: format!("tcp://{address}"), roots, certificate, timeout, settle, away_after, format }
+}
+
 /// A connection to a server that is given its own end of it.
 async fn connection(listener: &TcpListener) -> (Connection, TcpStream) {
     let stream = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
@@ -64,16 +82,7 @@ async fn connection(listener: &TcpListener) -> (Connection, TcpStream) {
 async fn an_end_of_the_server_that_came_before_ours_is_no_delivery() {
     let directory = Directory(std::env::temp_dir().join(format!("picket-syslog-end-{}", std::process::id())));
     let (mut spooled, listener) = (spooled(&directory), TcpListener::bind("127.0.0.1:0").unwrap());
-    let format = Format {
-        facility: 16,
-        host_name: "h".to_owned(),
-        app_name: "a".to_owned(),
-        process_id: 1,
-        enterprise_number: 32473,
-        message_bytes_max: 8192,
-        resource: Vec::new(),
-    };
-    let mut delivery = Delivery::new(&format, Duration::from_secs(3600));
+    let mut delivery = Delivery::new(&config(listener.local_addr().unwrap()));
     for _ in 0..ROUNDS {
         let (connection, server) = connection(&listener).await;
         let (local, peer) = (connection.local, connection.peer);
@@ -95,4 +104,44 @@ async fn an_end_of_the_server_that_came_before_ours_is_no_delivery() {
     let received = reading.join().unwrap().unwrap();
     assert_eq!(received.windows(13).filter(|bytes| bytes == b"picket.alert ").count() as u32, RECORDS);
     assert_eq!(delivery.delivered(), u64::from(RECORDS));
+}
+
+#[tokio::test]
+async fn an_alert_says_once_that_the_server_is_away_and_once_that_it_is_back() {
+    let directory = Directory(std::env::temp_dir().join(format!("picket-syslog-away-{}", std::process::id())));
+    let (spooled, listener) = (spooled(&directory), TcpListener::bind("127.0.0.1:0").unwrap());
+    let (sender, mut receiver) = queue(1 << 20);
+    let alerts = Arc::new(Alerts::new(Events::new(vec![sender])));
+    spooled.alert_through(&alerts);
+    let config = config(listener.local_addr().unwrap());
+    let endpoint = config.endpoint.clone();
+    let syslog = Syslog::new(config).unwrap();
+    let delivering = tokio::spawn(syslog.run(spooled, std::future::pending(), Duration::ZERO));
+    // It takes connections and resets each: that is no delivery.
+    listener.set_nonblocking(true).unwrap();
+    let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+    let mut resets = 0;
+    while !alerts.is_firing(SYSLOG_AWAY) || resets < 3 {
+        tokio::select! {
+            accepted = listener.accept() => {
+                accepted.unwrap().0.set_zero_linger().unwrap();
+                resets += 1;
+            }
+            () = tokio::time::sleep(Duration::from_millis(10)) => {}
+        }
+    }
+    let (mut served, _) = listener.accept().await.unwrap();
+    tokio::io::copy(&mut served, &mut tokio::io::sink()).await.unwrap();
+    drop(served);
+    delivering.await.unwrap();
+    assert!(!alerts.is_firing(SYSLOG_AWAY));
+    drop(alerts);
+    let mut lines = Vec::new();
+    while let Some(batch) = receiver.recv().await {
+        record::line::records(&batch.fields).for_each(|record| record::line::json(record, &mut lines));
+    }
+    let lines = String::from_utf8(lines).unwrap();
+    let states: Vec<_> = lines.lines().map(|line| line.contains("\"picket.alert.state\":\"firing\"")).collect();
+    assert_eq!(states, [true, false], "{lines}");
+    assert!(lines.lines().all(|line| line.contains(SYSLOG_AWAY) && line.contains(&endpoint)), "{lines}");
 }

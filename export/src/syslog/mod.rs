@@ -34,6 +34,8 @@ pub struct Config {
     pub timeout: Duration,
     /// How long a connection must be whole after the bytes of a record were acknowledged.
     pub settle: Duration,
+    /// How long nothing is delivered before that is an alert.
+    pub away_after: Duration,
     /// How messages look.
     pub format: Format,
 }
@@ -62,8 +64,7 @@ pub enum Error {
 #[derive(Debug)]
 pub struct Syslog {
     target: Target,
-    settle: Duration,
-    format: Format,
+    config: Config,
 }
 
 impl Syslog {
@@ -73,7 +74,7 @@ impl Syslog {
     /// Names what is wrong.
     pub fn new(config: Config) -> Result<Self, Error> {
         let target = Target::new(&config)?;
-        Ok(Self { target, settle: config.settle, format: config.format })
+        Ok(Self { target, config })
     }
 
     /// Sends until all senders are gone and everything was delivered; after `drain` it goes on for at most `deadline`, and
@@ -94,19 +95,16 @@ impl Syslog {
         let _joined = tokio::task::spawn_blocking(move || spooled.join()).await;
     }
 
-    /// Connects again and again, until all is delivered. Says once that the server is away, and once that it is back.
+    /// Connects again and again, until all is delivered.
     async fn send_all(&self, spooled: &mut Spooled) {
-        let mut delivery = deliver::Delivery::new(&self.format, self.settle);
-        let (mut backoff, mut away) = (Backoff::default(), false);
+        let mut delivery = deliver::Delivery::new(&self.config);
+        let mut backoff = Backoff::default();
         loop {
             if !spooled.wait_for_records().await {
                 return;
             }
             let error = match self.target.connect().await {
                 Ok(connection) => {
-                    if std::mem::take(&mut away) {
-                        tracing::info!(endpoint = self.target.endpoint(), "the syslog server is back");
-                    }
                     let before = delivery.delivered();
                     match delivery.feed(connection, spooled).await {
                         Ok(()) => return,
@@ -124,15 +122,8 @@ impl Syslog {
             if let Some(reader) = &mut spooled.reader {
                 reader.rewind();
             }
-            if !std::mem::replace(&mut away, true) {
-                self.say_away(&error);
-            }
+            delivery.is_away(&error, spooled);
             tokio::time::sleep(backoff.next(PAUSE_MAX)).await;
         }
-    }
-
-    fn say_away(&self, error: &(dyn std::error::Error + 'static)) {
-        let endpoint = self.target.endpoint();
-        tracing::warn!(endpoint, error, "the syslog server is away; records wait in the spool");
     }
 }

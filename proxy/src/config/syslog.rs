@@ -48,6 +48,8 @@ pub struct Syslog {
     pub timeout: Duration,
     /// How long a connection must be whole before what it carried counts as delivered.
     pub settle: Duration,
+    /// How long nothing is delivered before that is an alert.
+    pub away_after: Duration,
     /// The facility's number.
     pub facility: u8,
     /// Private enterprise number of the structured data's names.
@@ -80,6 +82,7 @@ impl Syslog {
             private_key,
             timeout: section.default("timeout", Duration::from_secs(10)),
             settle: section.default("settle", Duration::from_secs(5)),
+            away_after: section.default("awayAfter", Duration::from_secs(300)),
             facility: section.one_of("facility", &FACILITIES, 16),
             enterprise_number: section.default("enterpriseNumber", 32473),
             message_bytes_max: bytes.unwrap_or(8192),
@@ -93,6 +96,7 @@ impl Syslog {
             "endpoint": self.endpoint,
             "timeout": super::print::duration(self.timeout),
             "settle": super::print::duration(self.settle),
+            "awayAfter": super::print::duration(self.away_after),
             "facility": super::print::word(&FACILITIES, self.facility),
             "enterpriseNumber": self.enterprise_number,
             "messageBytes": self.message_bytes_max,
@@ -117,6 +121,7 @@ impl Syslog {
             certificate: self.certificate.clone().zip(self.private_key.clone()),
             timeout: self.timeout,
             settle: self.settle,
+            away_after: self.away_after,
             format: export::syslog::Format {
                 facility: self.facility,
                 host_name: host_name
