@@ -236,6 +236,9 @@ impl Shipper {
 
     async fn send_spooled(&mut self, spooled: &mut Spooled) {
         while let Some(mut taken) = spooled.reader.take() {
+            while let Some(fields) = spooled.signals.next_past() {
+                self.delivery.send_past(fields).await;
+            }
             // Asked before reading, so that what the writer wrote last is still found.
             let ended = spooled.signals.ended.load(Relaxed);
             let bytes_max = self.delivery.bytes_max();

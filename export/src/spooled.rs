@@ -6,19 +6,22 @@
 //! end, as soon as there is a key to sign them.
 
 use std::{
+    collections::VecDeque,
+    error::Error as _,
     sync::{
-        Arc, OnceLock, Weak,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     thread::JoinHandle,
     time::{Duration, Instant, UNIX_EPOCH},
 };
 
-use record::Severity;
+use bytes::Bytes;
+use record::{EventName, Severity, line};
 use spool::{Reader, Reason, Signed, Spool, Sync};
 use tokio::sync::Notify;
 
-use crate::{Alerts, Counters, Receiver, queue::Waited};
+use crate::{Alerts, Batch, Counters, Receiver, queue::Waited};
 
 /// How often what is old or acknowledged is removed, the free disk looked at, and a failed spool opened again.
 const TICK: Duration = Duration::from_secs(1);
@@ -27,6 +30,9 @@ const DISK_CALM: Duration = Duration::from_secs(60);
 
 const SPOOL_FULL: &str = "spool_full";
 const DISK_LOW: &str = "disk_low";
+const SPOOL_FAILING: &str = "spool_failing";
+/// Alerts that wait to go past the spool, at most; the oldest goes.
+const PAST_MAX: usize = 16;
 /// After this long without a loss, the next one is said again.
 const LOSSES_OVER: Duration = Duration::from_secs(60);
 
@@ -63,7 +69,21 @@ pub(crate) struct Signals {
     /// Something was synced, or the writer has ended.
     pub(crate) synced: Notify,
     pub(crate) ended: AtomicBool,
+    /// Alerts that the spool could not take; for the collector, past it.
+    past: Mutex<VecDeque<Bytes>>,
     alerts: OnceLock<Weak<Alerts>>,
+}
+
+impl Signals {
+    /// An alert that has to go past the spool: a finished `log_records` field without a number.
+    pub(crate) fn next_past(&self) -> Option<Bytes> {
+        self.past().pop_front()
+    }
+
+    fn past(&self) -> MutexGuard<'_, VecDeque<Bytes>> {
+        // Nothing panics while it holds the lock.
+        self.past.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Spooled {
@@ -229,6 +249,9 @@ impl Writer {
                 Waited::Batch(batch) => {
                     self.count_dropped();
                     let done = self.spool.append(now(), batch.records, &batch.fields);
+                    if done.is_err() {
+                        self.pass_by(&batch);
+                    }
                     self.note(done);
                 }
                 Waited::Nothing => {}
@@ -282,6 +305,7 @@ impl Writer {
         let done = if self.spool.is_failed() { self.spool.reopen(now()) } else { Ok(()) };
         let done = done.and_then(|()| self.spool.tick(now()));
         let fine = done.is_ok();
+        self.alert_failing(done.as_ref().err());
         self.note(done);
         self.alert();
         if self.trouble && fine {
@@ -316,6 +340,44 @@ impl Writer {
         }
     }
 
+    fn alerts(&self) -> Option<Arc<Alerts>> {
+        self.signals.iter().find_map(|signals| signals.alerts.get()?.upgrade())
+    }
+
+    /// Says that the spool takes nothing, such as on a disk that turned read-only, and when it does again.
+    fn alert_failing(&self, error: Option<&spool::Error>) {
+        let Some(alerts) = self.alerts() else { return };
+        match error {
+            // No room has an alert of its own.
+            Some(spool::Error::Full) => {}
+            Some(error) => {
+                let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+                let detail = format!(
+                    "the spool cannot be written, and records are lost: {error}{cause}. It is tried again each second; look at the disk"
+                );
+                alerts.fire(SPOOL_FAILING, Severity::Warn, &detail);
+            }
+            None => alerts.resolve(SPOOL_FAILING, "the spool takes records again; gap records say what was lost"),
+        }
+    }
+
+    /// An alert that the spool cannot take goes past it, as it is: somebody should look now. It has no number, and its place is in
+    /// a gap.
+    fn pass_by(&self, batch: &Batch) {
+        let is_alert = |record| line::time_and_name(record).1 == EventName::Alert.as_str();
+        if batch.records != 1 || !line::records(&batch.fields).any(is_alert) {
+            return;
+        }
+        for signals in &self.signals {
+            let mut past = signals.past();
+            if past.len() >= PAST_MAX {
+                past.pop_front();
+            }
+            past.push_back(batch.fields.clone());
+        }
+        self.wake();
+    }
+
     /// Says what needs a person, and when it is over.
     fn alert(&mut self) {
         let status = self.spool.status();
@@ -323,8 +385,7 @@ impl Writer {
         let (bytes, limit) = (status.bytes(), status.limit_bytes());
         let is_fuller = std::mem::replace(&mut self.full_lost, lost) < lost || status.is_full();
         self.disk_low = if status.is_disk_low() { Some(Instant::now()) } else { self.disk_low };
-        let alerts = self.signals.iter().find_map(|signals| signals.alerts.get()?.upgrade());
-        let Some(alerts) = alerts else { return };
+        let Some(alerts) = self.alerts() else { return };
         if is_fuller {
             let detail = format!(
                 "the records that wait have {bytes} bytes of {limit} (spool.maxBytes); {lost} have gone so far. Is the collector away?"

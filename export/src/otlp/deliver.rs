@@ -17,7 +17,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use record::Severity;
+use bytes::Bytes;
+use record::{Severity, key};
 
 use super::{
     Compression, Config, Error,
@@ -178,9 +179,27 @@ impl Delivery {
         refusals
     }
 
+    /// Sends one record that has no number, of a resource that names no stream; who refuses it has seen it.
+    ///
+    /// # Cancellation
+    /// The record may have arrived.
+    pub(super) async fn send_past(&mut self, fields: Bytes) {
+        let piece = Piece { records: 1, fields: vec![fields] };
+        let resource = self.config.resource.iter().filter(|(name, _)| name != key::STREAM);
+        let envelope = Envelope::new(&resource.cloned().collect::<Vec<_>>());
+        let body = envelope.body(&piece, self.config.protocol, self.config.compression);
+        if let Verdict::Refused(why) | Verdict::TooLarge(why) = self.send(&piece, body).await {
+            tracing::warn!(why, "the collector refused an alert");
+        }
+    }
+
     /// Sends one piece, to whichever endpoint is there, until one of them decides.
     async fn attempt(&mut self, piece: &Piece) -> Verdict {
         let body = self.body(piece).await;
+        self.send(piece, body).await
+    }
+
+    async fn send(&mut self, piece: &Piece, body: Parts) -> Verdict {
         let mut cuts = 0;
         loop {
             let at = self.choose().await;

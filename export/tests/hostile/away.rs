@@ -13,7 +13,7 @@ use spool::{Disk, Spool};
 use crate::{
     DRAIN, ROOMY, code, grpc,
     rig::{Directory, Rig, batch, check_gaps, limits},
-    server::{Collector, Reply, text},
+    server::{Collector, Reply, number, text},
 };
 
 /// An hour of ten records a second into 1 MiB; the time is an argument. Then the collector comes.
@@ -160,6 +160,44 @@ async fn a_full_spool_is_an_alert_until_it_has_room() {
         collector.stored().records.iter().filter(is).count()
     };
     assert_eq!((names("firing"), names("resolved")), (1, 1));
+}
+
+#[tokio::test]
+async fn while_the_spool_takes_nothing_the_alert_reaches_the_collector_past_it() {
+    let collector = Collector::start(|_| Reply::Take).await;
+    let mut rig = Rig::new("failing", ROOMY, 1000);
+    let alerts = Arc::new(Alerts::new(Events::new(vec![rig.sender.clone()])));
+    let mut config = grpc(collector.url());
+    config.resource =
+        vec![("k8s.pod.name".to_owned(), "web-1".to_owned()), (key::STREAM.to_owned(), "00ff".to_owned())];
+    let mut shipper = otlp::Shipper::new(config).unwrap();
+    shipper.alert_through(&alerts);
+    rig.spooled().alert_through(&alerts);
+    rig.ship_with(shipper);
+    rig.settled(DRAIN).await;
+    // Where the directory was there is a file: nothing can be made in it.
+    let directory = rig.directory.0.join("spool");
+    std::fs::remove_dir_all(&directory).unwrap();
+    std::fs::write(&directory, "").unwrap();
+    let mut uids = crate::rig::uids(15);
+    rig.send(&mut uids, 10);
+    let found = |state: &str| {
+        let stored = collector.stored();
+        let is = |record: &&opentelemetry_proto::tonic::logs::v1::LogRecord| {
+            text(record, key::ALERT_NAME) == Some("spool_failing") && text(record, key::ALERT_STATE) == Some(state)
+        };
+        stored.records.iter().filter(is).map(|record| number(record, key::SEQUENCE)).collect::<Vec<_>>()
+    };
+    until(|| !found("firing").is_empty()).await;
+    assert!(alerts.is_firing("spool_failing"));
+    std::fs::remove_file(&directory).unwrap();
+    until(|| !found("resolved").is_empty()).await;
+    drop(alerts);
+    rig.end().await;
+    // The first went past the spool, without a number; the second has one.
+    assert_eq!(found("firing"), [None]);
+    assert!(matches!(found("resolved")[..], [Some(_)]));
+    assert_eq!(collector.stored().streams, HashSet::from([None, Some("00ff".to_owned())]));
 }
 
 /// Waits until it is so.

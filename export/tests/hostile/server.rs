@@ -23,7 +23,7 @@ use hyper_util::{
 };
 use opentelemetry_proto::tonic::{
     collector::logs::v1::{ExportLogsPartialSuccess, ExportLogsServiceRequest, ExportLogsServiceResponse},
-    common::v1::any_value::Value,
+    common::v1::{KeyValue, any_value::Value},
     logs::v1::LogRecord,
 };
 use prost::Message;
@@ -72,6 +72,8 @@ pub(crate) struct Stored {
     pub(crate) calls: Vec<Instant>,
     /// Partly refused.
     pub(crate) refused: usize,
+    /// The streams that resources named.
+    pub(crate) streams: HashSet<Option<String>>,
 }
 
 impl Stored {
@@ -237,11 +239,18 @@ async fn answer(request: http::Request<Incoming>, shared: &Shared, broken: &toki
     };
     assert!(message.len() < 3 << 20, "a request of {} bytes", message.len());
     let request = ExportLogsServiceRequest::decode(&*message).unwrap();
+    let stream = |attribute: KeyValue| match attribute.value?.value? {
+        Value::StringValue(text) if attribute.key == record::key::STREAM => Some(text),
+        _ => None,
+    };
+    let resources = request.resource_logs.iter().filter_map(|logs| logs.resource.clone());
+    let streams: Vec<_> = resources.map(|resource| resource.attributes.into_iter().find_map(stream)).collect();
     let scopes = request.resource_logs.into_iter().flat_map(|resource| resource.scope_logs);
     let records: Vec<_> = scopes.flat_map(|scope| scope.log_records).collect();
     let seen = {
         let mut stored = shared.stored.lock().unwrap();
         stored.calls.push(Instant::now());
+        stored.streams.extend(streams);
         Seen { records: &records, bytes: message.len(), number: stored.calls.len() - 1 }
     };
     let reply = shared.behaviour.lock().unwrap()(&seen);
