@@ -424,6 +424,7 @@ impl Keeper {
             rotation: None,
             denied: Vec::new(),
             last_rotation: None,
+            dropped: Vec::new(),
             declined: None,
         }
     }

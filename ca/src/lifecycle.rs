@@ -127,7 +127,7 @@ pub enum Step {
     Drop,
     /// A new issuer is due: [`replace_issuer`].
     ReplaceIssuer,
-    /// An issuer or a denial has no meaning any more: [`forget`].
+    /// An issuer, a dropped root or a denial has no meaning any more: [`forget`].
     Forget,
 }
 
@@ -358,7 +358,7 @@ pub fn drop_old(state: &State, now: Seconds) -> Result<State, Refusal> {
     let (from, rolled_back) = (rotation.from, rotation.rolling_back);
     let mut state = without_root(state, from);
     let outcome = if rolled_back { Outcome::RootRolledBack } else { Outcome::RootRotated };
-    state.last_rotation = Some(Ended { outcome, at: now, dropped: None });
+    state.last_rotation = Some(Ended { outcome, at: now });
     Ok(state)
 }
 
@@ -378,7 +378,8 @@ pub fn drop_root(state: &State, sha256: &Sha256, now: Seconds) -> Result<State, 
     let declined = pending.map(|issuer| issuer.sha256).or(state.declined);
     let mut state = without_root(state, root.id);
     state.declined = declined;
-    state.last_rotation = Some(Ended { outcome: Outcome::RootDropped, at: now, dropped: Some(dropped) });
+    state.last_rotation = Some(Ended { outcome: Outcome::RootDropped, at: now });
+    state.dropped.push(dropped);
     Ok(state)
 }
 
@@ -419,7 +420,7 @@ pub fn undo(state: &State, now: Seconds) -> Result<State, Refusal> {
     let declined = rotation.pending.as_ref().map(|issuer| issuer.sha256).or(state.declined);
     let mut state = without_root(state, rotation.to);
     state.declined = declined;
-    state.last_rotation = Some(Ended { outcome: Outcome::RootRolledBack, at: now, dropped: None });
+    state.last_rotation = Some(Ended { outcome: Outcome::RootRolledBack, at: now });
     Ok(state)
 }
 
@@ -442,7 +443,7 @@ pub fn turn_back(state: &State, issuer: Issuer, now: Seconds) -> Result<State, R
 pub fn replace_issuer(state: &State, issuer: Issuer, now: Seconds) -> State {
     let mut state = with_issuer(state, issuer, now);
     if state.rotation.is_none() {
-        state.last_rotation = Some(Ended { outcome: Outcome::IssuerRotated, at: now, dropped: None });
+        state.last_rotation = Some(Ended { outcome: Outcome::IssuerRotated, at: now });
     }
     state
 }
@@ -502,10 +503,11 @@ pub fn raise_longest_leaf(state: &State, lifetime: Seconds) -> State {
     state
 }
 
-/// Without the issuers and denials that have no meaning any more.
+/// Without the issuers, dropped roots and denials that have no meaning any more.
 pub fn forget(state: &State, now: Seconds) -> State {
     let mut kept = state.clone();
     kept.issuers.retain(|issuer| issuer.leaves_end.is_none_or(|end| now < end.saturating_add(SETTLE)));
+    kept.dropped.retain(|dropped| now < dropped.leaves_end);
     kept.denied.retain(|denied| denied.until.is_none_or(|until| now < until));
     if kept.denied.len() < state.denied.len() {
         kept.generation = kept.generation.saturating_add(1);

@@ -158,9 +158,12 @@ fn a_root_is_dropped_before_its_time_but_never_the_one_that_signs() {
     assert_eq!((dropped.roots.len(), dropped.issuers.len(), dropped.rotation.is_none()), (1, 1, true));
     assert_eq!((dropped.signing().id, dropped.generation), (4, state.generation + 1));
     assert_eq!(serving(&dropped, 31).id, 4, "nobody accepts the old one");
-    let ended = dropped.last_rotation.unwrap();
-    let expected = Dropped { root: 1, sha256: old, leaves_end: 20 + LEAF + LEASE };
-    assert_eq!((ended.outcome, ended.dropped), (Outcome::RootDropped, Some(expected)));
+    let end = 20 + LEAF + LEASE;
+    let expected = Dropped { root: 1, sha256: old, leaves_end: end };
+    assert_eq!((dropped.last_rotation.unwrap().outcome, &dropped.dropped[..]), (Outcome::RootDropped, &[expected][..]));
+    assert_eq!(next(&dropped, &view(&[]), &rules(), end - 1), None);
+    assert_eq!(next(&dropped, &view(&[]), &rules(), end), Some(Step::Forget));
+    assert!(forget(&dropped, end).dropped.is_empty());
     assert_eq!(drop_root(&dropped, &old, 31), Err(Refusal::UnknownRoot));
 
     // A root that has signed nothing is taken out as by a rollback.
