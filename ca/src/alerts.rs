@@ -182,7 +182,7 @@ mod tests {
         let state = begin(&state(), root(3, 100_000), None, 10).unwrap();
         let state = lifecycle::sign(&state, crate::test_support::issuer(4, 3, 20, 10_000, 100), 20).unwrap();
         let old = state.roots[0].sha256;
-        let dropped = lifecycle::drop_root(&state, &old, 30).unwrap();
+        let dropped = lifecycle::drop_root(&state, &old, None, 30).unwrap();
         let end = 20 + 100 + lifecycle::LEASE;
         let with_another_issuer =
             lifecycle::replace_issuer(&dropped, crate::test_support::issuer(5, 3, 40, 10_000, 100), 40);

@@ -158,6 +158,11 @@ pub enum Refusal {
     /// The list is full.
     #[error("the deny list has {DENIED_MAX} entries, no more are taken")]
     DenyListFull,
+    /// Everybody would be denied with it.
+    #[error(
+        "this is the key of {0}: rotate first, then drop the root or deny the key of the issuer that signs no more"
+    )]
+    KeySigns(String),
     /// It stands there already.
     #[error("this is denied already")]
     DeniedAlready,
@@ -363,11 +368,12 @@ pub fn drop_old(state: &State, now: Seconds) -> Result<State, Refusal> {
 }
 
 /// An operator takes a root out at once, though leaves under it may be valid: who has its key must prove nothing with it
-/// any more. Never the one that signs.
+/// any more. Never the one that signs. `key`, the digest of its public key, is denied, so that proxies cut what was proved
+/// with it; `None` when a root that stays has the same.
 ///
 /// # Errors
 /// When it is not in the bundle, or signs.
-pub fn drop_root(state: &State, sha256: &Sha256, now: Seconds) -> Result<State, Refusal> {
+pub fn drop_root(state: &State, sha256: &Sha256, key: Option<Sha256>, now: Seconds) -> Result<State, Refusal> {
     let root = state.roots.iter().find(|root| root.sha256 == *sha256).ok_or(Refusal::UnknownRoot)?;
     if root.r#use == RootUse::Signing {
         return Err(Refusal::RootSigns(root.id));
@@ -380,6 +386,12 @@ pub fn drop_root(state: &State, sha256: &Sha256, now: Seconds) -> Result<State, 
     state.declined = declined;
     state.last_rotation = Some(Ended { outcome: Outcome::RootDropped, at: now });
     state.dropped.push(dropped);
+    let subject = key.map(Subject::Key).filter(|key| state.denies(key).is_none());
+    // Also on a list that is full: it is little, and it is urgent.
+    state.denied.extend(subject.map(|subject| {
+        let reason = format!("root {} was dropped before its time", dropped.root);
+        Denied { subject, reason, since: now, until: None }
+    }));
     Ok(state)
 }
 
