@@ -124,9 +124,8 @@ impl Desk {
     fn change(&self, command: &Command) -> Result<(), Refused> {
         let state = self.trust.keeper().command(command, now())?;
         tracing::info!(?command, generation = state.generation, "done for an operator");
-        let dropped = state.last_rotation.and_then(|ended| ended.dropped);
-        if let (Command::DropRoot(_), Some(dropped)) = (command, dropped) {
-            self.journal.root_dropped(&dropped, &time(dropped.leaves_end));
+        if let (Command::DropRoot(_), Some(dropped)) = (command, state.dropped.last()) {
+            self.journal.root_dropped(dropped, &time(dropped.leaves_end));
         }
         self.trust.refresh(now()).map_err(|error| Refused::Failure(chain(&error).to_string()))?;
         // When it is full, the thread is about to look anyway.

@@ -65,7 +65,7 @@ pub fn of_state(state: &State, waits: &[Wait<'_>], rules: &Rules, now: Seconds) 
     conditions.extend(ending(Alert::IssuerEnding, format!("issuer {}", issuer.id), issuer_life, now));
     let root_life = (root.not_before, root.not_after);
     conditions.extend(ending(Alert::RootEnding, format!("root {}", root.id), root_life, now));
-    if let Some(dropped) = state.last_rotation.and_then(|ended| ended.dropped).filter(|it| now < it.leaves_end) {
+    for dropped in state.dropped.iter().filter(|dropped| now < dropped.leaves_end) {
         let detail = format!(
             "an operator dropped {}; certificates under it, which nobody accepts, end by {}",
             dropped.sha256,
@@ -182,12 +182,16 @@ mod tests {
         let state = begin(&state(), root(3, 100_000), None, 10).unwrap();
         let state = lifecycle::sign(&state, crate::test_support::issuer(4, 3, 20, 10_000, 100), 20).unwrap();
         let old = state.roots[0].sha256;
-        let dropped = lifecycle::drop_root(&state, &old, 30).unwrap();
+        let dropped = lifecycle::drop_root(&state, &old, None, 30).unwrap();
         let end = 20 + 100 + lifecycle::LEASE;
-        let conditions = of_state(&dropped, &[], &rules(), end - 1);
-        assert_eq!(names(&conditions), ["root_dropped"]);
-        assert!(conditions[0].subject == "root 1" && conditions[0].detail.contains(&old.to_string()));
-        assert!(of_state(&dropped, &[], &rules(), end).is_empty());
+        let with_another_issuer =
+            lifecycle::replace_issuer(&dropped, crate::test_support::issuer(5, 3, 40, 10_000, 100), 40);
+        for state in [&dropped, &with_another_issuer, &lifecycle::forget(&with_another_issuer, end - 1)] {
+            let conditions = of_state(state, &[], &rules(), end - 1);
+            assert_eq!(names(&conditions), ["root_dropped"]);
+            assert!(conditions[0].subject == "root 1" && conditions[0].detail.contains(&old.to_string()));
+            assert!(of_state(state, &[], &rules(), end).is_empty());
+        }
     }
 
     #[test]

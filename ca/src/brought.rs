@@ -216,6 +216,13 @@ impl Brought {
         }
     }
 
+    /// The digests of the keys in its chain and of its root's, with names.
+    pub(crate) fn keys(&self) -> Result<Vec<(String, Sha256)>, PkiError> {
+        let chain = self.chain.iter().enumerate().map(|(at, pem)| (format!("certificate {} of tls.crt", at + 1), pem));
+        let all = chain.chain([("the root of the brought issuer".to_owned(), &self.root_pem)]);
+        all.map(|(name, pem)| pki::key_of(&name, pem).map(|key| (name, key))).collect()
+    }
+
     /// Its root, as one of the state.
     pub(crate) fn root(&self, id: u32) -> Root {
         Root {

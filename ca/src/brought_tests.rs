@@ -10,7 +10,7 @@ use rcgen::{
 use crate::brought::{Brought, BroughtError, Files, validate};
 use crate::keeper::{Command, Found, Keeper, KeeperError};
 use crate::lifecycle::{Refusal, Rules, View};
-use crate::state::{Root, Seconds, Stage, State};
+use crate::state::{Root, Seconds, Stage, State, Subject};
 use crate::store::Directory;
 use crate::test_support::{Scratch, openssl};
 
@@ -48,6 +48,13 @@ impl Authority {
         change(&mut params);
         let signer = Issuer::from_params(&self.params, &self.key);
         let pem = params.signed_by(&key, &signer).unwrap().pem();
+        Self { params, key, pem }
+    }
+
+    /// The same root with the same key in another certificate.
+    fn renewed(&self) -> Self {
+        let (params, key) = (self.params.clone(), KeyPair::from_pem(&self.key.serialize_pem()).unwrap());
+        let pem = params.self_signed(&key).unwrap().pem();
         Self { params, key, pem }
     }
 
@@ -286,6 +293,13 @@ fn another_root_comes_in_stages_and_can_be_rolled_back() {
     // The operator puts the old files back before it signed: that is the end of it.
     let undone = keeper.command(&Command::Rollback, NOW + 202).unwrap();
     assert!(undone.rotation.is_none() && undone.roots.len() == 1);
+    // What peers would refuse is not taken: the root's key was denied meanwhile.
+    let key = Subject::Key(crate::pki::key_of("root", &root.pem).unwrap());
+    keeper.command(&Command::Deny(key.clone(), String::new()), NOW + 203).unwrap();
+    let last = Mounted::of(&root.issuer("four", |_| ()), &root).check(&undone.roots).unwrap();
+    assert!(matches!(keeper.bring(&last, NOW + 204), Err(KeeperError::BroughtDenied(name)) if name.contains("root")));
+    keeper.command(&Command::Undeny(key), NOW + 205).unwrap();
+    assert!(keeper.bring(&last, NOW + 206).unwrap().is_some());
 }
 
 #[test]
@@ -316,4 +330,17 @@ fn the_old_files_put_back_turn_a_rotation_round() {
     assert!(state.rotation.as_ref().unwrap().rolling_back);
     assert_eq!(state.signing().sha256, last.sha256);
     authority_loads(&keeper, &state);
+}
+
+#[test]
+fn a_root_is_dropped_without_denying_its_key_while_another_has_the_same() {
+    let (scratch, one) = (Scratch::new(), Authority::root("root"));
+    let (two, keeper) = (one.renewed(), keeper(&scratch, rules()));
+    let brought = |root: &Authority| Mounted::of(&root.issuer("issuer", |_| ()), root).check(&[]).unwrap();
+    keeper.open(Some(&brought(&one)), NOW).unwrap();
+    let next = brought(&two);
+    let state = keeper.bring(&next, NOW).unwrap().unwrap();
+    assert_eq!(state.roots.len(), 2);
+    let state = keeper.command(&Command::DropRoot(next.root_sha256), NOW + 1).unwrap();
+    assert_eq!((state.roots.len(), state.denied.len()), (1, 0));
 }

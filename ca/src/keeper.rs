@@ -61,6 +61,9 @@ pub enum KeeperError {
     /// A certificate was brought for a root that another rotation is about.
     #[error("the brought issuer leads to another root: it is taken when the rotation under way has ended")]
     BroughtLater,
+    /// It was brought with a key that an operator has denied.
+    #[error("{0} has a key that is denied, and peers would refuse whatever is under it; `undeny` it first")]
+    BroughtDenied(String),
 }
 
 /// What an operator may ask for.
@@ -225,8 +228,11 @@ impl Keeper {
             Command::RotateIssuer => ("issuer", self.replace_issuer(&state, now)?),
             Command::Rollback => ("rollback", self.rollback(&state, now)?),
             Command::Override => ("override", lifecycle::override_stage(&state)?.into()),
-            Command::DropRoot(sha256) => ("drop-root", lifecycle::drop_root(&state, sha256, now)?.into()),
+            Command::DropRoot(sha256) => {
+                ("drop-root", lifecycle::drop_root(&state, sha256, key_alone(&state, sha256)?, now)?.into())
+            }
             Command::Deny(subject, reason) => {
+                refuse_own_key(&state, subject, now)?;
                 ("deny", lifecycle::deny(&state, subject.clone(), reason.clone(), now)?.into())
             }
             Command::Undeny(subject) => ("undeny", lifecycle::undeny(&state, subject)?.into()),
@@ -247,6 +253,11 @@ impl Keeper {
         let state = self.read()?;
         if is_known(&state, brought) {
             return Ok(None);
+        }
+        for (name, key) in brought.keys()? {
+            if state.denies(&Subject::Key(key)).is_some() {
+                return Err(KeeperError::BroughtDenied(name));
+            }
         }
         let (name, state) = self.place(state, brought, now)?;
         let issuer = state.issuers.iter().chain(state.rotation.iter().filter_map(|rotation| rotation.pending.as_ref()));
@@ -424,6 +435,7 @@ impl Keeper {
             rotation: None,
             denied: Vec::new(),
             last_rotation: None,
+            dropped: Vec::new(),
             declined: None,
         }
     }
@@ -477,6 +489,33 @@ impl Keeper {
         };
         Ok(self.first_state(root, issuer))
     }
+}
+
+/// The key of a root, unless another root of the bundle has the same.
+fn key_alone(state: &State, sha256: &Sha256) -> Result<Option<Sha256>, PkiError> {
+    let Some(root) = state.roots.iter().find(|root| root.sha256 == *sha256) else { return Ok(None) };
+    let key_of = |root: &Root| pki::key_of(&format!("root {}", root.id), &root.certificate);
+    let key = key_of(root)?;
+    for other in state.roots.iter().filter(|other| other.id != root.id) {
+        if key_of(other)? == key {
+            return Ok(None);
+        }
+    }
+    Ok(Some(key))
+}
+
+/// Peers deny what a denied key has signed: so it is none of those under which everybody is.
+fn refuse_own_key(state: &State, subject: &Subject, now: Seconds) -> Result<(), KeeperError> {
+    let Subject::Key(key) = subject else { return Ok(()) };
+    let roots = state.roots.iter().map(|root| (format!("root {}", root.id), &root.certificate));
+    let issuers = [state.signing(), lifecycle::serving(state, now)].into_iter();
+    let issuers = issuers.flat_map(|issuer| issuer.chain.iter().map(|pem| (format!("issuer {}", issuer.id), pem)));
+    for (name, pem) in roots.chain(issuers) {
+        if pki::key_of(&name, pem)? == *key {
+            return Err(Refusal::KeySigns(name).into());
+        }
+    }
+    Ok(())
 }
 
 /// True when the issuer signs, is about to, or was declined.

@@ -2,9 +2,9 @@
 
 use crate::authority::Authority;
 use crate::keeper::{Command, Found, Keeper, KeeperError};
-use crate::lifecycle::{Rules, Step, View};
+use crate::lifecycle::{Refusal, Rules, Step, View};
 use crate::pki::{self, NewIssuer, PkiError};
-use crate::state::{Seconds, Stage, StateError};
+use crate::state::{Seconds, Stage, StateError, Subject};
 use crate::store::Directory;
 use crate::test_support::Scratch;
 use crate::trust::{Trust, TrustError};
@@ -194,4 +194,24 @@ fn what_is_due_is_done_once_however_many_do_it() {
     assert_eq!(done.len(), 1);
     let state = one.read().unwrap();
     assert_eq!((state.rotation.as_ref().unwrap().stage, state.generation), (Stage::Sign, 3));
+}
+
+#[test]
+fn the_key_of_a_dropped_root_is_denied_and_never_one_under_which_everybody_is() {
+    let scratch = Scratch::new();
+    let keeper = keeper(&scratch);
+    let (first, _) = keeper.open(None, NOW).unwrap();
+    let key = |pem: &str| pki::key_of("certificate", pem).unwrap();
+    let (root, issuer) = (key(&first.roots[0].certificate), key(&first.signing().chain[0]));
+    let deny = |key| keeper.command(&Command::Deny(Subject::Key(key), String::new()), NOW);
+    for (key, name) in [(root, "root 1"), (issuer, "issuer 2")] {
+        assert!(matches!(deny(key), Err(KeeperError::Refused(Refusal::KeySigns(refused))) if refused == name));
+    }
+    keeper.command(&Command::RotateIssuer, NOW).unwrap();
+    assert_eq!(deny(issuer).unwrap().denied.len(), 1, "the key of an issuer that signs no more");
+    keeper.command(&Command::RotateRoot, NOW).unwrap();
+    keeper.advance(&NOBODY, NOW + 1).unwrap().unwrap();
+    let state = keeper.command(&Command::DropRoot(first.roots[0].sha256), NOW + 2).unwrap();
+    assert!(state.denies(&Subject::Key(root)).is_some_and(|denied| denied.until.is_none()));
+    keeper.command(&Command::Undeny(Subject::Key(root)), NOW + 3).unwrap();
 }

@@ -127,7 +127,7 @@ pub enum Step {
     Drop,
     /// A new issuer is due: [`replace_issuer`].
     ReplaceIssuer,
-    /// An issuer or a denial has no meaning any more: [`forget`].
+    /// An issuer, a dropped root or a denial has no meaning any more: [`forget`].
     Forget,
 }
 
@@ -158,6 +158,11 @@ pub enum Refusal {
     /// The list is full.
     #[error("the deny list has {DENIED_MAX} entries, no more are taken")]
     DenyListFull,
+    /// Everybody would be denied with it.
+    #[error(
+        "this is the key of {0}: rotate first, then drop the root or deny the key of the issuer that signs no more"
+    )]
+    KeySigns(String),
     /// It stands there already.
     #[error("this is denied already")]
     DeniedAlready,
@@ -358,16 +363,17 @@ pub fn drop_old(state: &State, now: Seconds) -> Result<State, Refusal> {
     let (from, rolled_back) = (rotation.from, rotation.rolling_back);
     let mut state = without_root(state, from);
     let outcome = if rolled_back { Outcome::RootRolledBack } else { Outcome::RootRotated };
-    state.last_rotation = Some(Ended { outcome, at: now, dropped: None });
+    state.last_rotation = Some(Ended { outcome, at: now });
     Ok(state)
 }
 
 /// An operator takes a root out at once, though leaves under it may be valid: who has its key must prove nothing with it
-/// any more. Never the one that signs.
+/// any more. Never the one that signs. `key`, the digest of its public key, is denied, so that proxies cut what was proved
+/// with it; `None` when a root that stays has the same.
 ///
 /// # Errors
 /// When it is not in the bundle, or signs.
-pub fn drop_root(state: &State, sha256: &Sha256, now: Seconds) -> Result<State, Refusal> {
+pub fn drop_root(state: &State, sha256: &Sha256, key: Option<Sha256>, now: Seconds) -> Result<State, Refusal> {
     let root = state.roots.iter().find(|root| root.sha256 == *sha256).ok_or(Refusal::UnknownRoot)?;
     if root.r#use == RootUse::Signing {
         return Err(Refusal::RootSigns(root.id));
@@ -378,7 +384,14 @@ pub fn drop_root(state: &State, sha256: &Sha256, now: Seconds) -> Result<State, 
     let declined = pending.map(|issuer| issuer.sha256).or(state.declined);
     let mut state = without_root(state, root.id);
     state.declined = declined;
-    state.last_rotation = Some(Ended { outcome: Outcome::RootDropped, at: now, dropped: Some(dropped) });
+    state.last_rotation = Some(Ended { outcome: Outcome::RootDropped, at: now });
+    state.dropped.push(dropped);
+    let subject = key.map(Subject::Key).filter(|key| state.denies(key).is_none());
+    // Also on a list that is full: it is little, and it is urgent.
+    state.denied.extend(subject.map(|subject| {
+        let reason = format!("root {} was dropped before its time", dropped.root);
+        Denied { subject, reason, since: now, until: None }
+    }));
     Ok(state)
 }
 
@@ -419,7 +432,7 @@ pub fn undo(state: &State, now: Seconds) -> Result<State, Refusal> {
     let declined = rotation.pending.as_ref().map(|issuer| issuer.sha256).or(state.declined);
     let mut state = without_root(state, rotation.to);
     state.declined = declined;
-    state.last_rotation = Some(Ended { outcome: Outcome::RootRolledBack, at: now, dropped: None });
+    state.last_rotation = Some(Ended { outcome: Outcome::RootRolledBack, at: now });
     Ok(state)
 }
 
@@ -442,7 +455,7 @@ pub fn turn_back(state: &State, issuer: Issuer, now: Seconds) -> Result<State, R
 pub fn replace_issuer(state: &State, issuer: Issuer, now: Seconds) -> State {
     let mut state = with_issuer(state, issuer, now);
     if state.rotation.is_none() {
-        state.last_rotation = Some(Ended { outcome: Outcome::IssuerRotated, at: now, dropped: None });
+        state.last_rotation = Some(Ended { outcome: Outcome::IssuerRotated, at: now });
     }
     state
 }
@@ -502,10 +515,11 @@ pub fn raise_longest_leaf(state: &State, lifetime: Seconds) -> State {
     state
 }
 
-/// Without the issuers and denials that have no meaning any more.
+/// Without the issuers, dropped roots and denials that have no meaning any more.
 pub fn forget(state: &State, now: Seconds) -> State {
     let mut kept = state.clone();
     kept.issuers.retain(|issuer| issuer.leaves_end.is_none_or(|end| now < end.saturating_add(SETTLE)));
+    kept.dropped.retain(|dropped| now < dropped.leaves_end);
     kept.denied.retain(|denied| denied.until.is_none_or(|until| now < until));
     if kept.denied.len() < state.denied.len() {
         kept.generation = kept.generation.saturating_add(1);

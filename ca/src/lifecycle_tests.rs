@@ -151,24 +151,34 @@ fn a_rollback_undoes_or_turns_round() {
 fn a_root_is_dropped_before_its_time_but_never_the_one_that_signs() {
     let state = signing();
     let [old, new] = [0, 1].map(|root| state.roots[root].sha256);
-    assert_eq!(drop_root(&state, &new, 30), Err(Refusal::RootSigns(3)));
-    assert_eq!(drop_root(&state, &Sha256([7; 32]), 30), Err(Refusal::UnknownRoot));
-    let dropped = drop_root(&state, &old, 30).unwrap();
+    assert_eq!(drop_root(&state, &new, None, 30), Err(Refusal::RootSigns(3)));
+    assert_eq!(drop_root(&state, &Sha256([7; 32]), None, 30), Err(Refusal::UnknownRoot));
+    let dropped = drop_root(&state, &old, Some(digest(9)), 30).unwrap();
     dropped.check().unwrap();
     assert_eq!((dropped.roots.len(), dropped.issuers.len(), dropped.rotation.is_none()), (1, 1, true));
     assert_eq!((dropped.signing().id, dropped.generation), (4, state.generation + 1));
     assert_eq!(serving(&dropped, 31).id, 4, "nobody accepts the old one");
-    let ended = dropped.last_rotation.unwrap();
-    let expected = Dropped { root: 1, sha256: old, leaves_end: 20 + LEAF + LEASE };
-    assert_eq!((ended.outcome, ended.dropped), (Outcome::RootDropped, Some(expected)));
-    assert_eq!(drop_root(&dropped, &old, 31), Err(Refusal::UnknownRoot));
+    let end = 20 + LEAF + LEASE;
+    let expected = Dropped { root: 1, sha256: old, leaves_end: end };
+    assert_eq!((dropped.last_rotation.unwrap().outcome, &dropped.dropped[..]), (Outcome::RootDropped, &[expected][..]));
+    assert_eq!(next(&dropped, &view(&[]), &rules(), end - 1), None);
+    assert_eq!(next(&dropped, &view(&[]), &rules(), end), Some(Step::Forget));
+    let later = forget(&dropped, end);
+    assert!(later.dropped.is_empty());
+    for state in [&dropped, &later] {
+        assert!(state.denies(&Subject::Key(digest(9))).is_some(), "for proxies that come back late");
+    }
+    let denied = deny(&state, Subject::Key(digest(9)), "stolen".into(), 25).unwrap();
+    assert_eq!(drop_root(&denied, &old, Some(digest(9)), 30).unwrap().denied.len(), 1, "once");
+    assert!(drop_root(&state, &old, None, 30).unwrap().denied.is_empty(), "another root has its key");
+    assert_eq!(drop_root(&dropped, &old, None, 31), Err(Refusal::UnknownRoot));
 
     // A root that has signed nothing is taken out as by a rollback.
     let mut brought = issuer(4, 3, 10, 10_000, LEAF);
     brought.brought = true;
     let state = begin(&self::state(), root(3, 100_000), Some(brought), 10).unwrap();
-    assert_eq!(drop_root(&state, &state.roots[0].sha256, 20), Err(Refusal::RootSigns(1)));
-    let dropped = drop_root(&state, &state.roots[1].sha256, 20).unwrap();
+    assert_eq!(drop_root(&state, &state.roots[0].sha256, None, 20), Err(Refusal::RootSigns(1)));
+    let dropped = drop_root(&state, &state.roots[1].sha256, None, 20).unwrap();
     dropped.check().unwrap();
     assert_eq!((dropped.signing().id, dropped.roots.len(), dropped.declined), (2, 1, Some(digest(4))));
 }
@@ -410,7 +420,7 @@ impl Mesh {
             }
             Event::DropRoot(number) => {
                 let Some(root) = self.state.roots.get(number).cloned() else { return };
-                match drop_root(&self.state, &root.sha256, now) {
+                match drop_root(&self.state, &root.sha256, Some(root.sha256), now) {
                     Ok(state) => {
                         // Who has not renewed, or has not got the new root, is left behind by it.
                         self.overridden = true;

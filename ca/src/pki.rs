@@ -192,6 +192,15 @@ pub fn parse<'a>(what: &str, der: &'a CertificateDer<'_>) -> Result<X509Certific
     }
 }
 
+/// The digest of the public key (SubjectPublicKeyInfo) in a certificate in PEM, as deny lists name it.
+///
+/// # Errors
+/// When it is none; `what` is it, for the message.
+pub fn key_of(what: &str, pem: &str) -> Result<Sha256, PkiError> {
+    let der = read_certificate(what, pem)?;
+    Ok(sha256(parse(what, &der)?.public_key().raw))
+}
+
 /// A private key in PEM: PKCS #8, or the older forms of RSA and EC keys.
 ///
 /// # Errors

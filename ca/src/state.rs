@@ -240,9 +240,6 @@ pub struct Ended {
     pub outcome: Outcome,
     /// When.
     pub at: Seconds,
-    /// What an operator took out, if that is how it ended.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub dropped: Option<Dropped>,
 }
 
 /// A root that was taken out before its time.
@@ -279,6 +276,9 @@ pub struct State {
     pub denied: Vec<Denied>,
     /// The last rotation that ended.
     pub last_rotation: Option<Ended>,
+    /// Roots that an operator took out before their time, until the last leaf under them has ended.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dropped: Vec<Dropped>,
     /// An issuer from outside that an operator rolled back: it is not taken again by itself.
     pub declined: Option<Sha256>,
 }

@@ -111,6 +111,7 @@ pub(crate) fn state() -> State {
         rotation: None,
         denied: Vec::new(),
         last_rotation: None,
+        dropped: Vec::new(),
         declined: None,
     }
 }

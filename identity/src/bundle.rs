@@ -7,6 +7,8 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, TrustAnchor};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use crate::deny::sha256;
+
 /// A bundle with more roots than this is a mistake: rotation needs two, some operators keep a few more.
 pub const ROOTS_MAX: usize = 32;
 
@@ -44,6 +46,16 @@ pub enum BundleError {
 pub struct TrustBundle {
     roots: Vec<CertificateDer<'static>>,
     anchors: Vec<TrustAnchor<'static>>,
+    keys: Vec<RootKey>,
+}
+
+/// By what a root is found again above a certificate.
+#[derive(Clone, Debug)]
+struct RootKey {
+    /// DER.
+    subject: Box<[u8]>,
+    /// Of its SubjectPublicKeyInfo (DER).
+    sha256: [u8; 32],
 }
 
 impl TrustBundle {
@@ -65,7 +77,7 @@ impl TrustBundle {
     }
 
     fn collect(roots: impl Iterator<Item = Result<CertificateDer<'static>, BundleError>>) -> Result<Self, BundleError> {
-        let mut bundle = Self { roots: Vec::new(), anchors: Vec::new() };
+        let mut bundle = Self { roots: Vec::new(), anchors: Vec::new(), keys: Vec::new() };
         for root in roots {
             let root = root?;
             let position = bundle.roots.len() + 1;
@@ -75,9 +87,8 @@ impl TrustBundle {
             let anchor = webpki::anchor_from_trusted_cert(&root)
                 .map_err(|source| BundleError::Certificate { position, source })?;
             bundle.anchors.push(anchor.to_owned());
-            if !is_authority(&root) {
-                return Err(BundleError::NotAnAuthority { position });
-            }
+            let key = authority_key(&root).ok_or(BundleError::NotAnAuthority { position })?;
+            bundle.keys.push(key);
             bundle.roots.push(root);
         }
         if bundle.roots.is_empty() {
@@ -94,10 +105,24 @@ impl TrustBundle {
     pub(crate) fn anchors(&self) -> &[TrustAnchor<'static>] {
         &self.anchors
     }
+
+    /// Digests of the keys of the roots that signed this certificate of a verified chain. The name tells which; where
+    /// several roots have it, the signature does.
+    pub(crate) fn signers(&self, certificate: &X509Certificate<'_>) -> Vec<[u8; 32]> {
+        let issuer = certificate.issuer().as_raw();
+        let named = || self.keys.iter().zip(&self.roots).filter(|(key, _)| *key.subject == *issuer);
+        let is_alone = named().count() < 2;
+        named().filter(|(_, root)| is_alone || is_signed_by(certificate, root)).map(|(key, _)| key.sha256).collect()
+    }
 }
 
-fn is_authority(certificate: &CertificateDer<'_>) -> bool {
-    X509Certificate::from_der(certificate).is_ok_and(|(_, parsed)| parsed.is_ca())
+fn authority_key(certificate: &CertificateDer<'_>) -> Option<RootKey> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok().filter(|(_, parsed)| parsed.is_ca())?;
+    Some(RootKey { subject: parsed.subject().as_raw().into(), sha256: sha256(parsed.public_key().raw) })
+}
+
+fn is_signed_by(certificate: &X509Certificate<'_>, root: &CertificateDer<'_>) -> bool {
+    X509Certificate::from_der(root).is_ok_and(|(_, root)| certificate.verify_signature(Some(root.public_key())).is_ok())
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use rustls::{SupportedCipherSuite, crypto::aws_lc_rs};
 use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::{SpiffeId, peer};
+use crate::{SpiffeId, TrustBundle, peer};
 
 /// Entries that a list may have. It holds what was taken away within the life of a leaf, not a history.
 pub const DENIALS_MAX: usize = 10_000;
@@ -22,7 +22,8 @@ pub enum Denial {
     Serial(String),
     /// All certificates of an identity.
     Identity(SpiffeId),
-    /// All certificates of a key: SHA-256 of its SubjectPublicKeyInfo (DER).
+    /// All certificates of a key, and all under it when it is that of a root or an issuer: SHA-256 of its
+    /// SubjectPublicKeyInfo (DER).
     Key([u8; 32]),
 }
 
@@ -43,7 +44,7 @@ impl fmt::Display for Denial {
             Self::Serial(serial) => write!(f, "serial number {serial}"),
             Self::Identity(id) => write!(f, "identity {id}"),
             Self::Key(digest) => {
-                f.write_str("key with SHA-256 ")?;
+                f.write_str("key, or one above it, with SHA-256 ")?;
                 digest.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
             }
         }
@@ -91,7 +92,8 @@ impl DenyList {
         }
         let entries =
             [Denial::Serial(leaf.serial.clone()), Denial::Identity(leaf.id.clone()), Denial::Key(leaf.key_sha256)];
-        entries.into_iter().find(|entry| self.0.contains(entry))
+        let above = leaf.above_sha256.iter().copied().map(Denial::Key);
+        entries.into_iter().chain(above).find(|entry| self.0.contains(entry))
     }
 }
 
@@ -104,16 +106,26 @@ pub struct Leaf {
     pub serial: String,
     /// SHA-256 of its SubjectPublicKeyInfo (DER).
     pub key_sha256: [u8; 32],
+    /// The same of the keys above it: of the issuers that came with it, and of the roots that signed one of them or itself.
+    pub above_sha256: Box<[[u8; 32]]>,
 }
 
 impl Leaf {
-    /// Reads a leaf; `None` when it is none of ours.
-    pub fn read(certificate: &CertificateDer<'_>) -> Option<Self> {
-        let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    /// Reads a leaf that was verified, the issuers that came with it, and the root that `bundle` has above them; `None` when
+    /// it is none of ours.
+    pub fn read(leaf: &CertificateDer<'_>, issuers: &[CertificateDer<'_>], bundle: &TrustBundle) -> Option<Self> {
+        let (_, parsed) = X509Certificate::from_der(leaf).ok()?;
+        let mut above = bundle.signers(&parsed);
+        for issuer in issuers {
+            let (_, issuer) = X509Certificate::from_der(issuer).ok()?;
+            above.push(sha256(issuer.public_key().raw));
+            above.extend(bundle.signers(&issuer));
+        }
         Some(Self {
             id: peer::read_identity(&parsed).ok()?,
             serial: serial_of(&parsed),
             key_sha256: sha256(parsed.public_key().raw),
+            above_sha256: above.into(),
         })
     }
 }
@@ -144,7 +156,7 @@ mod tests {
     #[test]
     fn each_kind_of_entry_finds_its_leaf_and_no_other() {
         let root = Authority::root("root");
-        let read = |name: &str| Leaf::read(&TestLeaf::new(name).issue(&root).der).unwrap();
+        let read = |name: &str| Leaf::read(&TestLeaf::new(name).issue(&root).der, &[], &root.bundle()).unwrap();
         let (one, other) = (read("spiffe://td/ns/a/sa/one"), read("spiffe://td/ns/a/sa/other"));
         let entries =
             [Denial::Serial(one.serial.clone()), Denial::Identity(one.id.clone()), Denial::Key(one.key_sha256)];
@@ -156,12 +168,38 @@ mod tests {
     }
 
     #[test]
+    fn a_key_that_signs_takes_all_under_it_along() {
+        // All of one name: only signatures tell them apart.
+        let [old, new] = [(); 2].map(|()| Authority::root("root"));
+        let issuers = [&old, &old, &new].map(|root| root.issuer("issuer", |_| {}));
+        let both = TrustBundle::from_der([&old, &new].map(|root| root.der().to_vec())).unwrap();
+        let leaves = issuers.each_ref().map(|issuer| {
+            let leaf = TestLeaf::new("spiffe://td/ns/a/sa/one").issue(issuer);
+            Leaf::read(&leaf.der, &[issuer.der()], &both).unwrap()
+        });
+        let key = |authority: &Authority| {
+            let der = authority.der();
+            Denial::Key(sha256(X509Certificate::from_der(&der).unwrap().1.public_key().raw))
+        };
+        let denied = |authority: &Authority| {
+            let list = DenyList::new([key(authority)]).unwrap();
+            leaves.each_ref().map(|leaf| list.find(leaf) == Some(key(authority)))
+        };
+        assert_eq!(denied(&old), [true, true, false]);
+        assert_eq!(denied(&new), [false, false, true]);
+        assert_eq!(denied(&issuers[1]), [false, true, false]);
+        let direct = TestLeaf::new("spiffe://td/ns/a/sa/one").issue(&old);
+        let direct = Leaf::read(&direct.der, &[], &both).unwrap();
+        assert_eq!([&old, &new].map(|root| DenyList::new([key(root)]).unwrap().find(&direct).is_some()), [true, false]);
+    }
+
+    #[test]
     fn a_serial_number_is_found_as_people_copy_it() {
         let root = Authority::root("root");
         let with = |serial: &[u8]| {
             let leaf = TestLeaf::new("spiffe://td/ns/a/sa/one")
                 .with(|params| params.serial_number = Some(serial.to_vec().into()));
-            Leaf::read(&leaf.issue(&root).der).unwrap()
+            Leaf::read(&leaf.issue(&root).der, &[], &root.bundle()).unwrap()
         };
         for (number, texts) in
             [(&[0x9f, 0x0a][..], &["9f0a", "9F0A", "009f0a"][..]), (&[0x0a, 0x01], &["0a01", "A01", "a01"])]

@@ -76,8 +76,8 @@ fn both_sides_prove_themselves_with_post_quantum_tls_1_3() {
     let client = client_config(&web_store, &db, ALPN_HTTP1);
     let mut ends = handshake(client, server_config(&db_store, &[ALPN_H2, ALPN_HTTP1, ALPN_TCP]));
     assert!(ends.client_error.is_none() && ends.server_error.is_none());
-    assert_eq!(peer_leaf(&ends.client).map(|leaf| leaf.id), Some(db));
-    assert_eq!(peer_leaf(&ends.server).map(|leaf| leaf.id), Some(web));
+    assert_eq!(peer_leaf(&ends.client, &web_store).map(|leaf| leaf.id), Some(db));
+    assert_eq!(peer_leaf(&ends.server, &db_store).map(|leaf| leaf.id), Some(web));
     for end in [&ends.client, &ends.server] {
         assert_eq!(end.protocol_version(), Some(ProtocolVersion::TLSv1_3));
         assert_eq!(end.negotiated_key_exchange_group().unwrap().name(), NamedGroup::X25519MLKEM768);
@@ -249,14 +249,20 @@ fn who_is_denied_is_refused_from_the_next_handshake_on() {
     let client = client_config(&web_store, &db, ALPN_TCP);
     let server = server_config(&db_store, &[ALPN_TCP]);
     let shake = || handshake(client.clone(), server.clone());
-    let leaf = peer_leaf(&shake().server).unwrap();
-    for denial in [Denial::Serial(leaf.serial), Denial::Identity(web.clone()), Denial::Key(leaf.key_sha256)] {
+    let ends = shake();
+    let leaf = peer_leaf(&ends.server, &db_store).unwrap();
+    let &[root_key] = &*leaf.above_sha256 else { panic!("a leaf right under its root: {leaf:?}") };
+    let keys = [leaf.key_sha256, root_key].map(Denial::Key);
+    for denial in [Denial::Serial(leaf.serial), Denial::Identity(web.clone())].into_iter().chain(keys) {
         db_store.set_denied(Arc::new(DenyList::new([denial.clone()]).unwrap()));
         let refused = PeerError::Denied { id: web.clone(), denial };
         assert_eq!(peer_failure(&shake().server_error.unwrap()), Some(&refused));
     }
     db_store.set_denied(Arc::default());
     assert!(shake().server_error.is_none());
+    // What was verified by a root that is taken out in the next moment is known to be under it.
+    db_store.set_bundle(Authority::root("another").bundle());
+    assert_eq!(peer_leaf(&ends.server, &db_store).unwrap().above_sha256[..], [root_key]);
 }
 
 /// Our configurations, and the same with a store for what can be resumed: what somebody else's side would do.

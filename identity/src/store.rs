@@ -15,7 +15,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::peer::{self, PeerError, Role};
-use crate::{DenyList, SpiffeId, TrustBundle, TrustDomain, deny, tls};
+use crate::{DenyList, Leaf, SpiffeId, TrustBundle, TrustDomain, deny, tls};
 
 /// Why a chain and a key are no credentials.
 #[derive(Debug, thiserror::Error)]
@@ -165,6 +165,7 @@ pub struct Store {
     credentials: ArcSwapOption<Credentials>,
     previous: ArcSwapOption<Previous>,
     bundle: ArcSwapOption<TrustBundle>,
+    former: ArcSwapOption<TrustBundle>,
     denied: ArcSwap<DenyList>,
     generation: AtomicU64,
 }
@@ -177,6 +178,7 @@ impl Store {
             credentials: ArcSwapOption::empty(),
             previous: ArcSwapOption::empty(),
             bundle: ArcSwapOption::empty(),
+            former: ArcSwapOption::empty(),
             denied: ArcSwap::default(),
             generation: AtomicU64::new(0),
         })
@@ -205,6 +207,7 @@ impl Store {
 
     /// Replaces the roots; the next handshake uses them.
     pub fn set_bundle(&self, bundle: TrustBundle) {
+        self.former.store(self.bundle());
         self.bundle.store(Some(Arc::new(bundle)));
         self.generation.fetch_add(1, Ordering::Release);
     }
@@ -243,6 +246,19 @@ impl Store {
     /// The roots; `None` before they were set.
     pub fn bundle(&self) -> Option<Arc<TrustBundle>> {
         self.bundle.load_full()
+    }
+
+    /// What is kept of a chain (leaf first) that was verified a moment ago, by roots that may have been replaced since;
+    /// `None` when it is none of ours.
+    pub fn leaf(&self, chain: &[CertificateDer<'_>]) -> Option<Leaf> {
+        let (leaf, issuers) = chain.split_first()?;
+        let read = |bundle: Arc<TrustBundle>| Leaf::read(leaf, issuers, &bundle);
+        let found = read(self.bundle()?)?;
+        if found.above_sha256.len() > issuers.len() {
+            return Some(found);
+        }
+        // Its root was taken out since, and is above it all the same.
+        self.former.load_full().and_then(read).or(Some(found))
     }
 
     /// Grows by one with every replacement.

@@ -84,8 +84,8 @@ pub fn client_config(store: &Arc<Store>, expected: &SpiffeId, alpn: &[u8]) -> Cl
 }
 
 /// The certificate of the peer of a finished handshake; `None` before its end, or when the peer showed nothing usable.
-pub fn peer_leaf(session: &CommonState) -> Option<Leaf> {
-    Leaf::read(session.peer_certificates()?.first()?)
+pub fn peer_leaf(session: &CommonState, store: &Store) -> Option<Leaf> {
+    store.leaf(session.peer_certificates()?)
 }
 
 /// Why *we* refused the peer, when `error` says that we did.
@@ -191,8 +191,9 @@ impl Verifier {
             return Err(refuse(PeerError::IdentityMismatch { expected: expected.clone(), found }));
         }
         let denied = self.store.denied();
-        // The leaf is read a second time only while somebody is denied.
-        match (!denied.is_empty()).then(|| Leaf::read(leaf)).flatten().and_then(|leaf| denied.find(&leaf)) {
+        // The chain is read a second time only while somebody is denied.
+        let read = || Leaf::read(leaf, issuers, &bundle);
+        match (!denied.is_empty()).then(read).flatten().and_then(|leaf| denied.find(&leaf)) {
             Some(denial) => Err(refuse(PeerError::Denied { id: found, denial })),
             None => Ok(()),
         }

@@ -276,7 +276,7 @@ impl Connector {
             workload,
             identity: Some((identity.clone(), EstablishedBy::MutualTls)),
             tls: Some(tls_facts(tls.get_ref().1)),
-            leaf: identity::peer_leaf(tls.get_ref().1),
+            leaf: identity::peer_leaf(tls.get_ref().1, &self.store),
             decision: Decision::Meshed,
             reason: "the endpoint proved the identity that discovery names",
             connect,

@@ -41,7 +41,7 @@ fn prefixed(socket: TcpStream) -> Prefixed {
 }
 
 /// The far end of a stream, in the hands of a test.
-trait Far: AsyncRead + AsyncWrite + Unpin {}
+pub(crate) trait Far: AsyncRead + AsyncWrite + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Unpin> Far for T {}
 
 /// A stream without TLS, and the application at its other end.
@@ -51,7 +51,7 @@ async fn plain() -> (Stream, TcpStream) {
 }
 
 /// A stream of the mesh that we dialled (`End::Server`) or accepted, and the peer at its other end.
-async fn meshed(peer: End) -> (Stream, Box<dyn Far>) {
+pub(crate) async fn meshed(peer: End) -> (Stream, Box<dyn Far>) {
     let root = Authority::root("root");
     let store = Store::new("td".parse().unwrap());
     store.set_bundle(TrustBundle::from_der([root.der.clone()]).unwrap());

@@ -162,6 +162,13 @@ fn connect_code(error: &io::Error) -> Code {
     }
 }
 
+/// That the connection was cut below HTTP/2: by a reset, or TLS without close_notify. What ends otherwise, h2 calls a
+/// broken pipe.
+pub fn is_cut(error: &h2::Error) -> bool {
+    use io::ErrorKind;
+    error.get_io().is_some_and(|error| matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof))
+}
+
 fn http2_code(error: &h2::Error) -> Code {
     match error.reason() {
         Some(h2::Reason::ENHANCE_YOUR_CALM) => Code::Http2ResetFlood,

@@ -116,7 +116,7 @@ async fn mesh(
             return Err(ConnectionError::Alpn(account.source(), ours));
         }
     };
-    let leaf = identity::peer_leaf(session);
+    let leaf = identity::peer_leaf(session, &worker.store);
     account.note(|facts| {
         facts.client_identity = leaf.as_ref().map(|leaf| (leaf.id.clone(), EstablishedBy::MutualTls));
         facts.tls = Some(tls_facts(session));

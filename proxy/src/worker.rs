@@ -345,7 +345,7 @@ impl Worker {
 
 #[cfg(test)]
 mod tests {
-    use identity::{Denial, Leaf};
+    use identity::{Denial, Leaf, TrustBundle};
     use socket2::SockRef;
 
     use super::*;
@@ -373,11 +373,18 @@ mod tests {
         (Worker::new(parts, journal), records, deny)
     }
 
+    /// What is kept of a client's certificate under `root`.
+    fn leaf(client: &str, root: &Authority) -> Leaf {
+        let chain = root.issuer("issuer").credentials(client).certified_key.cert.clone();
+        let bundle = TrustBundle::from_der([root.der.clone()]).unwrap();
+        Leaf::read(&chain[0], &chain[1..], &bundle).unwrap()
+    }
+
     /// A connection of this client that would go on for ever.
-    fn standing(worker: &Rc<Worker>, number: u64, client: &str, issuer: &Authority) -> tokio::task::JoinHandle<()> {
+    fn standing(worker: &Rc<Worker>, number: u64, client: Leaf) -> tokio::task::JoinHandle<()> {
         let address = |port| SocketAddr::from(([10, 0, 0, 1], port));
         let account = Account::open(Rc::clone(&worker.journal), Direction::Inbound, address(1), address(2));
-        account.note_client(Leaf::read(&issuer.credentials(client).certified_key.cert[0]));
+        account.note_client(Some(client));
         let noted = Rc::downgrade(&account);
         let served = Rc::clone(worker);
         let task = tokio::task::spawn_local(async move {
@@ -392,14 +399,16 @@ mod tests {
     fn who_is_denied_loses_the_connections_that_stand_and_nobody_else_does() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let (worker, mut records, deny) = worker();
-        let issuer = Authority::root("root").issuer("issuer");
+        let [root, dropped] = ["root", "dropped"].map(Authority::root);
         let [gone, stays] = ["spiffe://td/ns/demo/sa/gone", "spiffe://td/ns/demo/sa/stays"];
         tokio::task::LocalSet::new().block_on(&runtime, async {
-            let cut = [standing(&worker, 1, gone, &issuer), standing(&worker, 2, gone, &issuer)];
-            let other = standing(&worker, 3, stays, &issuer);
+            let under = leaf(stays, &dropped);
+            let root_key = Denial::Key(*under.above_sha256.last().unwrap());
+            let cut = [standing(&worker, 1, leaf(gone, &root)), standing(&worker, 2, under)];
+            let other = standing(&worker, 3, leaf(stays, &root));
             let watching = tokio::task::spawn_local(denials(Rc::clone(&worker)));
             tokio::task::yield_now().await;
-            deny.send(Arc::new(DenyList::new([Denial::Identity(id(gone))]).unwrap())).unwrap();
+            deny.send(Arc::new(DenyList::new([Denial::Identity(id(gone)), root_key]).unwrap())).unwrap();
             for task in cut {
                 assert!(task.await.unwrap_err().is_cancelled());
             }
@@ -415,8 +424,11 @@ mod tests {
         }
         let lines = String::from_utf8(lines).unwrap();
         let said: Vec<_> = lines.lines().filter(|line| line.contains("peer_denied")).collect();
-        let words = format!("the peer {gone}, at the other end of this connection, was denied: its identity {gone}");
-        assert!(said.len() == 2 && said.iter().all(|line| line.contains(&words)), "{lines}");
+        for (peer, what) in [(gone, &*format!("identity {gone}")), (stays, "key, or one above it, with SHA-256 ")] {
+            let words = format!("the peer {peer}, at the other end of this connection, was denied: its {what}");
+            assert_eq!(said.iter().filter(|line| line.contains(&words)).count(), 1, "{lines}");
+        }
+        assert_eq!(said.len(), 2, "{lines}");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use record::{Code, HttpVersion};
 use super::{Ending, servers::Lease};
 use crate::{
     account::{End, RequestAccount},
-    error::ConnectionError,
+    error::{ConnectionError, is_cut},
     forward::{
         Hop,
         head::{FIELDS_MAX, Refusal, trace_parent},
@@ -41,13 +41,14 @@ impl Cut {
         let code = match error.reason() {
             Some(Reason::CANCEL | Reason::NO_ERROR) => Code::RequestCanceled,
             Some(_) => Code::Http2ProtocolError,
+            None if is_cut(error) => Code::ClientReset,
             None => Code::ClientClosed,
         };
         Self::new(code, &error.to_string(), error.reason().unwrap_or(Reason::CANCEL))
     }
 
     fn server(error: &h2::Error) -> Self {
-        let code = if error.is_reset() { Code::ServerReset } else { Code::ServerClosed };
+        let code = if error.is_reset() || is_cut(error) { Code::ServerReset } else { Code::ServerClosed };
         let reason = error.reason().unwrap_or(Reason::INTERNAL_ERROR);
         let unseen = error.is_remote() && (error.is_go_away() || reason == Reason::REFUSED_STREAM);
         Self { unseen, ..Self::new(code, &error.to_string(), reason) }
@@ -88,7 +89,13 @@ pub(super) async fn exchange(hop: Rc<Hop>, request: Request<RecvStream>, mut res
         answer(&mut respond, &mut account, code);
     }
     account.finish(code, Some(&detail));
-    if canceled { Ending::Canceled } else { Ending::Other }
+    if canceled {
+        Ending::Canceled
+    } else if code == Code::ClientReset {
+        Ending::Cut
+    } else {
+        Ending::Other
+    }
 }
 
 fn open(hop: &Hop, request: &Request<RecvStream>) -> RequestAccount {

@@ -104,6 +104,11 @@ pub async fn serve(hop: &Hop, client: Stream) -> Result<ClosedBy, ConnectionErro
     streams.wait().await;
     match ended {
         _ if session.flooded => Err(ConnectionError::ClientHttp2(Reason::ENHANCE_YOUR_CALM.into())),
+        // As for HTTP/1: between requests nothing is lost with it.
+        _ if streams.cut.get() => {
+            let cut = io::Error::new(io::ErrorKind::UnexpectedEof, "cut with requests on their way");
+            Err(ConnectionError::Client(cut))
+        }
         Ok(()) => Ok(session.end.unwrap_or(ClosedBy::Client)),
         Err(error) if error.get_io().is_some_and(is_end) => Ok(ClosedBy::Client),
         Err(error) => Err(ConnectionError::ClientHttp2(error)),
@@ -182,6 +187,8 @@ struct Streams {
     used: Cell<Option<Instant>>,
     /// Given up before their answer, less those that were answered.
     canceled: Cell<u64>,
+    /// The connection was cut while there was one.
+    cut: Cell<bool>,
     done: Notify,
 }
 
@@ -190,6 +197,8 @@ struct Streams {
 enum Ending {
     /// The client gave it up before its answer.
     Canceled,
+    /// With the client's connection, which was cut.
+    Cut,
     /// In any other way.
     Other,
 }
@@ -225,8 +234,9 @@ impl Open {
         let canceled = self.0.canceled.get();
         self.0.canceled.set(match ending {
             Ending::Canceled => canceled + 1,
-            Ending::Other => canceled.saturating_sub(1),
+            Ending::Cut | Ending::Other => canceled.saturating_sub(1),
         });
+        self.0.cut.set(self.0.cut.get() || ending == Ending::Cut);
     }
 }
 

@@ -13,8 +13,9 @@ use tokio::{
 
 use super::*;
 use crate::{
-    account::Account,
+    account::{Account, End},
     connect::{Connector, Target},
+    cut_tests::meshed,
     drain::{self, DrainSignal},
     journal::Journal,
     stream::Prefixed,
@@ -214,4 +215,35 @@ async fn who_gives_up_too_many_requests_is_cut() {
         assert!(lines.iter().all(|line| line.contains("\"picket.code\":\"request_canceled\"")), "{lines:?}");
     };
     LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test]
+async fn tls_without_close_notify_is_a_cut_when_requests_were_on_their_way() {
+    let test = async |path: &'static str| {
+        let (stage, _, _, asked) = staged(0, DEADLINE).await;
+        let (near, far) = meshed(End::Client).await;
+        let (mut send, connection) = h2::client::handshake(far).await.unwrap();
+        let connection = spawn_local(connection);
+        let leaves = async {
+            let (answer, _) = send.send_request(get(path), true).unwrap();
+            asked.notified().await;
+            if path == "/small" {
+                let mut body = answer.await.unwrap().into_body();
+                while body.data().await.is_some() {}
+            }
+            connection.abort();
+        };
+        let (served, ()) = tokio::join!(timeout(DEADLINE, serve(&stage.hop, near)), leaves);
+        (served.expect("it ends").map_err(|error| error.code()), stage.lines().await.concat())
+    };
+    LocalSet::new()
+        .run_until(async {
+            let (served, line) = test("/silent").await;
+            assert_eq!(served, Err(Code::ClientReset));
+            assert!(line.contains("\"picket.code\":\"client_reset\""), "{line}");
+            let (served, line) = test("/small").await;
+            assert_eq!(served, Ok(ClosedBy::Client), "between requests nothing is lost");
+            assert!(line.contains("\"picket.code\":\"ok\""), "{line}");
+        })
+        .await;
 }
