@@ -6,6 +6,8 @@
 //!
 //! Promises: bounded memory, no panic, no flood, whatever comes and in whatever order. Clocks that step are not silence.
 
+mod plaintext;
+
 use std::{
     collections::HashMap,
     hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState},
@@ -15,6 +17,7 @@ use crate::{
     Deviation, EdgeKey, EdgeRef, Ending, Event, Gauge, Kind, Limits, Observation, State,
     common::Shifts,
     edge::{Common, Edge},
+    engine::plaintext::Sources,
     gauge::Channel,
     limits::{BLOCK_MS, JUMP_MS, MINUTE_BLOCKS},
     state::Rollout,
@@ -92,6 +95,7 @@ pub struct Engine {
     counters: Counters,
     next: u64,
     rollout: Option<Box<Rollout>>,
+    sources: Sources,
 }
 
 /// Whether an edge is still being learnt.
@@ -148,6 +152,7 @@ impl Engine {
             // Numbers go on growing over restarts.
             next: created.max(1),
             rollout: None,
+            sources: Sources::default(),
         }
     }
 
@@ -191,6 +196,7 @@ impl Engine {
             None => self.meet(observation.edge, observation.at),
         };
         self.edges[slot].record(observation);
+        self.trace(slot, observation);
     }
 
     /// Takes in one measurement of the pod.
@@ -310,12 +316,19 @@ impl Engine {
 
     fn relearn(&mut self, slot: Option<usize>, kind: Kind) {
         match (slot, kind) {
-            (Some(slot), kind) => self.edges[slot].relearn(kind),
+            (Some(slot), kind) => self.relearn_edge(slot, kind),
             (None, kind) => {
                 if let Some(gauge) = [Gauge::Cpu, Gauge::Memory].into_iter().find(|gauge| gauge.kind() == kind) {
                     self.gauges[gauge as usize] = Channel::default();
                 }
             }
+        }
+    }
+
+    fn relearn_edge(&mut self, slot: usize, kind: Kind) {
+        self.edges[slot].relearn(kind);
+        if kind == Kind::Plaintext {
+            self.sources.accept(slot);
         }
     }
 
@@ -359,6 +372,9 @@ impl Engine {
         let key = self.edges[slot].key();
         let hash = self.hash(key.as_ref());
         self.slots.remove(&hash);
+        if self.edges[slot].mutual_tls > 0 {
+            self.sources.forget(slot);
+        }
         while let Some(index) = self.open.iter().position(|open| open.slot == Some(slot)) {
             if self.open[index].deviation.kind == Kind::NewPeer {
                 self.open[index].slot = None;
@@ -415,6 +431,7 @@ impl Engine {
         }
         self.latencies.sort();
         self.rates.sort();
+        self.look_for_downgrades();
         for slot in 0..self.edges.len() {
             self.test(slot);
         }
@@ -437,8 +454,7 @@ impl Engine {
                 Some(index) => self.follow(index, slot, near),
                 None if near >= 1.0 && !explained[kind as usize] => {
                     let since = self.block.saturating_sub(u64::from(blocks) * BLOCK_MS);
-                    let edge = &self.edges[slot];
-                    let (evidence, records) = (edge.evidence(kind), edge.records_in(blocks));
+                    let (evidence, records) = self.edges[slot].facts(kind, near, blocks);
                     self.open(Some(slot), kind, since, self.block, evidence, records, f64::from(near));
                 }
                 None => {}
@@ -462,8 +478,7 @@ impl Engine {
         let now = self.block;
         let (kind, lasts) = (self.open[index].deviation.kind, self.open[index].lasts);
         if near >= 1.0 {
-            let (_, observed) = self.edges[slot].evidence(kind);
-            let records = self.edges[slot].records_in(1);
+            let ((_, observed), records) = self.edges[slot].facts(kind, near, 1);
             let open = &mut self.open[index];
             open.seen = now;
             open.deviation.records += records;
@@ -475,7 +490,7 @@ impl Engine {
             self.edges[slot].settle(kind);
             self.close(index, now, Ending::Recovered);
         } else if now.saturating_sub(lasts) >= self.limits.adopt_ms && !self.edges[slot].pinned {
-            self.edges[slot].relearn(kind);
+            self.relearn_edge(slot, kind);
             self.close(index, now, Ending::Adopted);
         }
     }

@@ -2,6 +2,8 @@
 
 mod traffic;
 
+use std::net::Ipv6Addr;
+
 use baseline::{Direction, EdgeRef, Engine, Event, Gauge, Limits, Observation, Protection, Protocol, State};
 use proptest::prelude::*;
 use traffic::{MIDNIGHT, MINUTE, Random, USUAL, World};
@@ -10,6 +12,7 @@ fn observation(peer: &str, at: u64, value: u64) -> Observation<'_> {
     Observation {
         at,
         edge: EdgeRef { direction: Direction::Inbound, peer, service: "web", port: 80, protocol: Protocol::Http },
+        source: Some(Ipv6Addr::from_bits(u128::from(value)).into()),
         error: value.is_multiple_of(3),
         duration_us: Some(value),
         first_byte_us: Some(value / 2),

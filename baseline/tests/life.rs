@@ -228,6 +228,7 @@ fn who_comes_in_plaintext_where_the_others_had_mutual_tls_is_said_so() {
             engine.observe(&Observation {
                 at,
                 edge,
+                source: None,
                 error,
                 duration_us,
                 first_byte_us,
@@ -269,6 +270,7 @@ fn who_cannot_be_reached_fails_on_his_own_edge_and_is_nobody_new() {
         engine.observe(&Observation {
             at,
             edge,
+            source: None,
             error: true,
             duration_us,
             first_byte_us,
@@ -287,6 +289,7 @@ fn who_cannot_be_reached_fails_on_his_own_edge_and_is_nobody_new() {
     let nothing = Observation {
         at,
         edge: nobody,
+        source: None,
         error: true,
         duration_us: None,
         first_byte_us: None,
