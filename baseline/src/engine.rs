@@ -6,6 +6,7 @@
 //!
 //! Promises: bounded memory, no panic, no flood, whatever comes and in whatever order. Clocks that step are not silence.
 
+mod peers;
 mod plaintext;
 
 use std::{
@@ -53,6 +54,9 @@ struct Open {
     lasts: u64,
     /// When it last was seen.
     seen: u64,
+    /// An event of it waits to be taken; how many of the others it names were in the last one.
+    waits: bool,
+    named: usize,
 }
 
 /// For keys that are hashes already.
@@ -251,7 +255,9 @@ impl Engine {
 
     /// What happened since the last call.
     pub fn drain_events(&mut self) -> Vec<Event> {
-        std::mem::take(&mut self.events)
+        let mut events = std::mem::take(&mut self.events);
+        self.name_company(&mut events);
+        events
     }
 
     /// What was counted.
@@ -384,34 +390,6 @@ impl Engine {
         }
     }
 
-    /// Somebody new: a deviation once the pod has learnt who is there, one for all that come together.
-    fn meet(&mut self, edge: EdgeRef<'_>, at: u64) -> usize {
-        let slot = self.insert(edge, at);
-        let learnt = self.inherited || at.saturating_sub(self.created) >= self.limits.learn_ms;
-        if !learnt {
-            return slot;
-        }
-        // Who speaks mutual TLS has another name than who does not: what the others do is what is expected of him.
-        let is_protected = self.edges.iter().any(|known| known.leads_to(edge) && known.expects_mutual_tls());
-        if is_protected {
-            self.edges[slot].expect_mutual_tls();
-        }
-        let direction = edge.direction;
-        let company = self.open.iter_mut().find(|open| {
-            let deviation = &open.deviation;
-            deviation.kind == Kind::NewPeer && deviation.edge.as_ref().is_some_and(|edge| edge.direction == direction)
-        });
-        if let Some(open) = company {
-            open.seen = at.max(open.seen);
-            open.deviation.peers = open.deviation.peers.saturating_add(1);
-            open.deviation.observed += 1.0;
-            open.deviation.records += 1;
-        } else {
-            self.open(Some(slot), Kind::NewPeer, at, at, ((0.0, 0.0), 1.0), 1, 1.0);
-        }
-        slot
-    }
-
     fn is_watching(&self, slot: usize) -> bool {
         let warm = !self.inherited || self.block >= self.created.saturating_add(WARM_UP_MS);
         warm && self.edges[slot].is_watching(&self.limits)
@@ -435,6 +413,7 @@ impl Engine {
         for slot in 0..self.edges.len() {
             self.test(slot);
         }
+        self.announce_company();
         if self.blocks.is_multiple_of(u64::from(MINUTE_BLOCKS)) {
             self.end_minute();
         }
@@ -567,10 +546,11 @@ impl Engine {
             return;
         }
         let edge = slot.map(|slot| self.edges[slot].key());
-        let (id, peers) = (self.next, 1);
+        let (id, peers, others) = (self.next, 1, Vec::new());
         self.next += 1;
-        let deviation = Deviation { id, kind, edge, since, opened, expected, observed, records, peers, score };
-        self.open.push(Open { slot, deviation: deviation.clone(), lasts: opened, seen: opened });
+        let deviation = Deviation { id, kind, edge, others, since, opened, expected, observed, records, peers, score };
+        let (waits, named) = (true, 0);
+        self.open.push(Open { slot, deviation: deviation.clone(), lasts: opened, seen: opened, waits, named });
         self.say(Event::Opened(deviation));
     }
 

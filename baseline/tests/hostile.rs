@@ -4,7 +4,9 @@ mod traffic;
 
 use std::net::Ipv6Addr;
 
-use baseline::{Direction, EdgeRef, Engine, Event, Gauge, Limits, Observation, Protection, Protocol, State};
+use baseline::{
+    Direction, EdgeRef, Engine, Event, Gauge, Limits, OTHERS_MAX, Observation, Protection, Protocol, State,
+};
 use proptest::prelude::*;
 use traffic::{MIDNIGHT, MINUTE, Random, USUAL, World};
 
@@ -38,6 +40,8 @@ fn a_million_peers_are_one_deviation_in_bounded_memory() {
     events.extend(engine.drain_events());
     let opened = events.iter().filter(|event| matches!(event, Event::Opened(_))).count();
     assert_eq!(opened, 1);
+    let updated = events.iter().filter(|event| matches!(event, Event::Updated(_))).count();
+    assert!(updated <= OTHERS_MAX, "{updated}");
     assert_eq!(engine.summaries().count(), 256);
     assert_eq!(engine.counters().evicted, 1_000_000 - 256);
     assert_eq!(engine.open_deviations().next().map(|deviation| deviation.peers), Some(1_000_000));

@@ -130,7 +130,7 @@ pub(crate) fn opened(events: &[Event]) -> Vec<&baseline::Deviation> {
         .iter()
         .filter_map(|event| match event {
             Event::Opened(deviation) => Some(deviation),
-            Event::Closed { .. } | Event::RolledOut { .. } => None,
+            Event::Updated(_) | Event::Closed { .. } | Event::RolledOut { .. } => None,
         })
         .collect()
 }
