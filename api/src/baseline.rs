@@ -109,6 +109,9 @@ pub struct Deviation {
     pub kind: String,
     /// On which edge; none if it is about the pod.
     pub edge: Option<EdgeName>,
+    /// Edges of other new peers that came with it, at most seven; `peers` counts all.
+    #[serde(default)]
+    pub others: Vec<EdgeName>,
     /// When it began, as far as can be told.
     pub since: String,
     /// When it was found.

@@ -1,8 +1,9 @@
 //! What comes out: deviations that open with evidence, and close.
 //!
-//! Promises: a deviation is opened once and closed once, under the same id; never one per request.
+//! Promises: a deviation is opened once and closed once, under the same id; never one per request. Between them it is
+//! updated at most [`OTHERS_MAX`] times.
 
-use crate::{Difference, EdgeKey};
+use crate::{Difference, EdgeKey, EdgeRef};
 
 /// What is not as it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -111,6 +112,9 @@ impl Ending {
     }
 }
 
+/// So many other edges are named by a deviation at most; `peers` counts all.
+pub const OTHERS_MAX: usize = 7;
+
 /// A deviation and its evidence.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Deviation {
@@ -120,6 +124,8 @@ pub struct Deviation {
     pub kind: Kind,
     /// On which edge; none if it is about the pod.
     pub edge: Option<EdgeKey>,
+    /// Edges of other peers that it is about, in the order in which they came, at most [`OTHERS_MAX`].
+    pub others: Vec<EdgeKey>,
     /// When it began, as far as the test can say, in milliseconds since 1970 UTC.
     pub since: u64,
     /// When it was opened.
@@ -136,11 +142,23 @@ pub struct Deviation {
     pub score: f64,
 }
 
+impl Deviation {
+    /// Names one more peer that it is about, if there is room.
+    pub(crate) fn name(&mut self, edge: EdgeRef<'_>) {
+        let edge = (self.others.len() < OTHERS_MAX).then(|| edge.to_key());
+        // Who was forgotten at the bound of edges may come again.
+        let new = edge.filter(|edge| self.edge.as_ref() != Some(edge) && !self.others.contains(edge));
+        self.others.extend(new);
+    }
+}
+
 /// What an engine has to say.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// A deviation opened.
     Opened(Deviation),
+    /// It is about more peers than were named when it opened.
+    Updated(Deviation),
     /// It is over; the evidence is what it was in the end.
     Closed {
         /// The deviation.

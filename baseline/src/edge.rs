@@ -167,8 +167,17 @@ impl Edge {
         ]
     }
 
+    /// What was expected and observed of a kind whose test says `near`, and how many records of the last `blocks` say so.
+    pub(crate) fn facts(&self, kind: Kind, near: f32, blocks: u32) -> (((f64, f64), f64), u64) {
+        match kind {
+            // Each record is one too many.
+            Kind::Plaintext => (((0.0, 0.0), f64::from(near)), near as u64),
+            _ => (self.evidence(kind), self.records_in(blocks)),
+        }
+    }
+
     /// Expected range and observed value of a kind.
-    pub(crate) fn evidence(&self, kind: Kind) -> ((f64, f64), f64) {
+    fn evidence(&self, kind: Kind) -> ((f64, f64), f64) {
         let seconds = |(low, high): (f64, f64), at: f64| ((low / 1e6, high / 1e6), at / 1e6);
         match kind {
             Kind::Latency | Kind::LatencyTail => {

@@ -6,6 +6,9 @@
 //!
 //! Promises: bounded memory, no panic, no flood, whatever comes and in whatever order. Clocks that step are not silence.
 
+mod peers;
+mod plaintext;
+
 use std::{
     collections::HashMap,
     hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState},
@@ -15,6 +18,7 @@ use crate::{
     Deviation, EdgeKey, EdgeRef, Ending, Event, Gauge, Kind, Limits, Observation, State,
     common::Shifts,
     edge::{Common, Edge},
+    engine::plaintext::Sources,
     gauge::Channel,
     limits::{BLOCK_MS, JUMP_MS, MINUTE_BLOCKS},
     state::Rollout,
@@ -50,6 +54,9 @@ struct Open {
     lasts: u64,
     /// When it last was seen.
     seen: u64,
+    /// An event of it waits to be taken; how many of the others it names were in the last one.
+    waits: bool,
+    named: usize,
 }
 
 /// For keys that are hashes already.
@@ -92,6 +99,7 @@ pub struct Engine {
     counters: Counters,
     next: u64,
     rollout: Option<Box<Rollout>>,
+    sources: Sources,
 }
 
 /// Whether an edge is still being learnt.
@@ -148,6 +156,7 @@ impl Engine {
             // Numbers go on growing over restarts.
             next: created.max(1),
             rollout: None,
+            sources: Sources::default(),
         }
     }
 
@@ -191,6 +200,7 @@ impl Engine {
             None => self.meet(observation.edge, observation.at),
         };
         self.edges[slot].record(observation);
+        self.trace(slot, observation);
     }
 
     /// Takes in one measurement of the pod.
@@ -245,7 +255,9 @@ impl Engine {
 
     /// What happened since the last call.
     pub fn drain_events(&mut self) -> Vec<Event> {
-        std::mem::take(&mut self.events)
+        let mut events = std::mem::take(&mut self.events);
+        self.name_company(&mut events);
+        events
     }
 
     /// What was counted.
@@ -310,12 +322,19 @@ impl Engine {
 
     fn relearn(&mut self, slot: Option<usize>, kind: Kind) {
         match (slot, kind) {
-            (Some(slot), kind) => self.edges[slot].relearn(kind),
+            (Some(slot), kind) => self.relearn_edge(slot, kind),
             (None, kind) => {
                 if let Some(gauge) = [Gauge::Cpu, Gauge::Memory].into_iter().find(|gauge| gauge.kind() == kind) {
                     self.gauges[gauge as usize] = Channel::default();
                 }
             }
+        }
+    }
+
+    fn relearn_edge(&mut self, slot: usize, kind: Kind) {
+        self.edges[slot].relearn(kind);
+        if kind == Kind::Plaintext {
+            self.sources.accept(slot);
         }
     }
 
@@ -359,6 +378,9 @@ impl Engine {
         let key = self.edges[slot].key();
         let hash = self.hash(key.as_ref());
         self.slots.remove(&hash);
+        if self.edges[slot].mutual_tls > 0 {
+            self.sources.forget(slot);
+        }
         while let Some(index) = self.open.iter().position(|open| open.slot == Some(slot)) {
             if self.open[index].deviation.kind == Kind::NewPeer {
                 self.open[index].slot = None;
@@ -366,34 +388,6 @@ impl Engine {
                 self.close(index, self.block, Ending::Forgotten);
             }
         }
-    }
-
-    /// Somebody new: a deviation once the pod has learnt who is there, one for all that come together.
-    fn meet(&mut self, edge: EdgeRef<'_>, at: u64) -> usize {
-        let slot = self.insert(edge, at);
-        let learnt = self.inherited || at.saturating_sub(self.created) >= self.limits.learn_ms;
-        if !learnt {
-            return slot;
-        }
-        // Who speaks mutual TLS has another name than who does not: what the others do is what is expected of him.
-        let is_protected = self.edges.iter().any(|known| known.leads_to(edge) && known.expects_mutual_tls());
-        if is_protected {
-            self.edges[slot].expect_mutual_tls();
-        }
-        let direction = edge.direction;
-        let company = self.open.iter_mut().find(|open| {
-            let deviation = &open.deviation;
-            deviation.kind == Kind::NewPeer && deviation.edge.as_ref().is_some_and(|edge| edge.direction == direction)
-        });
-        if let Some(open) = company {
-            open.seen = at.max(open.seen);
-            open.deviation.peers = open.deviation.peers.saturating_add(1);
-            open.deviation.observed += 1.0;
-            open.deviation.records += 1;
-        } else {
-            self.open(Some(slot), Kind::NewPeer, at, at, ((0.0, 0.0), 1.0), 1, 1.0);
-        }
-        slot
     }
 
     fn is_watching(&self, slot: usize) -> bool {
@@ -415,9 +409,11 @@ impl Engine {
         }
         self.latencies.sort();
         self.rates.sort();
+        self.look_for_downgrades();
         for slot in 0..self.edges.len() {
             self.test(slot);
         }
+        self.announce_company();
         if self.blocks.is_multiple_of(u64::from(MINUTE_BLOCKS)) {
             self.end_minute();
         }
@@ -437,8 +433,7 @@ impl Engine {
                 Some(index) => self.follow(index, slot, near),
                 None if near >= 1.0 && !explained[kind as usize] => {
                     let since = self.block.saturating_sub(u64::from(blocks) * BLOCK_MS);
-                    let edge = &self.edges[slot];
-                    let (evidence, records) = (edge.evidence(kind), edge.records_in(blocks));
+                    let (evidence, records) = self.edges[slot].facts(kind, near, blocks);
                     self.open(Some(slot), kind, since, self.block, evidence, records, f64::from(near));
                 }
                 None => {}
@@ -462,8 +457,7 @@ impl Engine {
         let now = self.block;
         let (kind, lasts) = (self.open[index].deviation.kind, self.open[index].lasts);
         if near >= 1.0 {
-            let (_, observed) = self.edges[slot].evidence(kind);
-            let records = self.edges[slot].records_in(1);
+            let ((_, observed), records) = self.edges[slot].facts(kind, near, 1);
             let open = &mut self.open[index];
             open.seen = now;
             open.deviation.records += records;
@@ -475,7 +469,7 @@ impl Engine {
             self.edges[slot].settle(kind);
             self.close(index, now, Ending::Recovered);
         } else if now.saturating_sub(lasts) >= self.limits.adopt_ms && !self.edges[slot].pinned {
-            self.edges[slot].relearn(kind);
+            self.relearn_edge(slot, kind);
             self.close(index, now, Ending::Adopted);
         }
     }
@@ -552,10 +546,11 @@ impl Engine {
             return;
         }
         let edge = slot.map(|slot| self.edges[slot].key());
-        let (id, peers) = (self.next, 1);
+        let (id, peers, others) = (self.next, 1, Vec::new());
         self.next += 1;
-        let deviation = Deviation { id, kind, edge, since, opened, expected, observed, records, peers, score };
-        self.open.push(Open { slot, deviation: deviation.clone(), lasts: opened, seen: opened });
+        let deviation = Deviation { id, kind, edge, others, since, opened, expected, observed, records, peers, score };
+        let (waits, named) = (true, 0);
+        self.open.push(Open { slot, deviation: deviation.clone(), lasts: opened, seen: opened, waits, named });
         self.say(Event::Opened(deviation));
     }
 

@@ -3,7 +3,8 @@
 //! Records go in as [`Observation`]s, [`Event`]s come out of [`Engine::drain_events`]: deviations that open with evidence and
 //! close, never one per request. The story of a record, in the order of the modules: an edge takes it in (`edge`) and counts it
 //! in four channels (`latency`, `errors`, `rate`, `volume`); every five seconds the engine looks at what all edges have in
-//! common (`common`) and tests each for what it does beyond that (`engine`). What was learnt is a [`State`]: it can be
+//! common (`common`) and tests each for what it does beyond that (`engine`); who changed to plaintext is traced beside it
+//! (`engine::plaintext`). What was learnt is a [`State`]: it can be
 //! written, merged with that of siblings, given to a new pod, and compared.
 //!
 //! Each channel's module says what its test assumes and where it comes from. There is one set of constants (`limits`); a limit
@@ -32,7 +33,7 @@ mod record;
 
 pub use self::record::{address_class, observation};
 pub use codec::{STATE_VERSION, StateError};
-pub use deviation::{Deviation, Ending, Event, Kind};
+pub use deviation::{Deviation, Ending, Event, Kind, OTHERS_MAX};
 pub use diff::Difference;
 pub use engine::{Counters, Engine, Phase, Summary};
 pub use gauge::{Channel, Gauge, Said};

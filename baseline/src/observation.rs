@@ -3,6 +3,8 @@
 //! Promises: an [`EdgeKey`] that was made from text is never longer than [`NAME_BYTES_MAX`] a name. Leaves to others:
 //! deciding what an error is, and which address class a peer without an identity belongs to.
 
+use std::net::IpAddr;
+
 pub use ::record::Direction;
 
 /// Longest name of a peer or service that is kept; what is longer is cut.
@@ -144,6 +146,8 @@ pub struct Observation<'a> {
     pub at: u64,
     /// On which edge.
     pub edge: EdgeRef<'a>,
+    /// The address that it came from, of what is inbound; none where that is not known.
+    pub source: Option<IpAddr>,
     /// Whether it failed: HTTP 5xx, a gRPC status that blames the server, a connection refused or reset.
     pub error: bool,
     /// In all, in microseconds; none for connections whose length says nothing.

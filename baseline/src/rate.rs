@@ -98,6 +98,22 @@ impl Rate {
         Some((change, 1.0 / (expected + 0.5) + self.dispersion.value.max(0.0) / self.recent.1))
     }
 
+    /// How many requests of the last half minute are missing from what is expected at least.
+    pub(crate) fn missing(&self) -> f32 {
+        self.expected().0 * BLOCK_S * self.recent.1 - self.recent.0
+    }
+
+    /// How many there were beyond what is expected at most if all edges have changed by `common`, and the standard error of
+    /// that; nothing before the rate is known.
+    pub(crate) fn surplus(&self, common: f32) -> (f32, f32) {
+        if self.mean.weight < 24.0 {
+            return (0.0, 0.0);
+        }
+        let mean = self.expected().1 * BLOCK_S * common.max(0.0).exp();
+        let variance = self.recent.1 * (mean + mean * mean * self.dispersion.value.max(0.02));
+        (self.recent.0 - mean * self.recent.1, variance.sqrt())
+    }
+
     /// Ends a block: what it says about the level.
     pub(crate) fn end_block(&mut self) {
         const KEEP: f32 = 0.85; // five seconds of thirty

@@ -161,6 +161,7 @@ pub fn observation(record: &[u8]) -> Option<Observation<'_>> {
     Some(Observation {
         at: nanos / 1_000_000,
         edge: facts.edge(),
+        source: if facts.outbound { None } else { facts.source.parse().ok() },
         error: facts.error(),
         // How long an opaque connection lasts is up to those who talk.
         duration_us: facts.duration.filter(|_| is_request).map(micros),

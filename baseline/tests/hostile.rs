@@ -2,7 +2,11 @@
 
 mod traffic;
 
-use baseline::{Direction, EdgeRef, Engine, Event, Gauge, Limits, Observation, Protection, Protocol, State};
+use std::net::Ipv6Addr;
+
+use baseline::{
+    Direction, EdgeRef, Engine, Event, Gauge, Limits, OTHERS_MAX, Observation, Protection, Protocol, State,
+};
 use proptest::prelude::*;
 use traffic::{MIDNIGHT, MINUTE, Random, USUAL, World};
 
@@ -10,6 +14,7 @@ fn observation(peer: &str, at: u64, value: u64) -> Observation<'_> {
     Observation {
         at,
         edge: EdgeRef { direction: Direction::Inbound, peer, service: "web", port: 80, protocol: Protocol::Http },
+        source: Some(Ipv6Addr::from_bits(u128::from(value)).into()),
         error: value.is_multiple_of(3),
         duration_us: Some(value),
         first_byte_us: Some(value / 2),
@@ -35,6 +40,8 @@ fn a_million_peers_are_one_deviation_in_bounded_memory() {
     events.extend(engine.drain_events());
     let opened = events.iter().filter(|event| matches!(event, Event::Opened(_))).count();
     assert_eq!(opened, 1);
+    let updated = events.iter().filter(|event| matches!(event, Event::Updated(_))).count();
+    assert!(updated <= OTHERS_MAX, "{updated}");
     assert_eq!(engine.summaries().count(), 256);
     assert_eq!(engine.counters().evicted, 1_000_000 - 256);
     assert_eq!(engine.open_deviations().next().map(|deviation| deviation.peers), Some(1_000_000));

@@ -3,7 +3,9 @@
 
 mod traffic;
 
-use baseline::{Direction, EdgeRef, Ending, Engine, Event, Kind, Limits, Observation, Phase, Protection, State};
+use baseline::{
+    Direction, EdgeRef, Ending, Engine, Event, Kind, Limits, OTHERS_MAX, Observation, Phase, Protection, State,
+};
 use traffic::{DAY, Doing, MIDNIGHT, MINUTE, USUAL, World, edge, opened};
 
 const LEARNT: u64 = MIDNIGHT + 60 * MINUTE;
@@ -91,9 +93,35 @@ fn new_peers_open_at_once_and_a_scan_is_one_deviation() {
     assert_eq!(deviations[0].kind, Kind::NewPeer);
     assert!(deviations[0].edge.as_ref().unwrap().peer.contains("scanned-"));
     assert_eq!(engine.open_deviations().next().unwrap().peers, 40);
+    // All that there is room for are named, without a record for each.
+    let last = events.iter().rev().find_map(|event| match event {
+        Event::Opened(deviation) | Event::Updated(deviation) => Some(deviation),
+        Event::Closed { .. } | Event::RolledOut { .. } => None,
+    });
+    let named: Vec<_> = last.iter().flat_map(|one| one.edge.iter().chain(&one.others)).map(|edge| &edge.peer).collect();
+    assert_eq!(named.len(), 1 + OTHERS_MAX, "{events:?}");
+    assert!(named.iter().all(|peer| peer.contains("scanned-")), "{named:?}");
+    let updates = events.iter().filter(|event| matches!(event, Event::Updated(_))).count();
+    assert!(updates <= OTHERS_MAX, "{updates} updates");
     world.edges.truncate(5);
     let later = world.run(&mut engine, (LEARNT + 5 * MINUTE, LEARNT + 60 * MINUTE), &|_, _| USUAL);
     assert!(matches!(&later[..], [Event::Closed { ending: Ending::Adopted, .. }]));
+}
+
+#[test]
+fn new_peers_that_come_together_are_all_named_when_they_come() {
+    let (mut world, mut engine) = learnt(1);
+    let names = ["first", "second", "third"];
+    world.edges.extend(names.map(|name| (edge(name, true), 20.0, 1000.0)));
+    let events = world.run(&mut engine, (LEARNT, LEARNT + 2 * MINUTE), &|_, _| USUAL);
+    let [Event::Opened(deviation)] = &events[..] else { panic!("{events:?}") };
+    let named = deviation.edge.iter().chain(&deviation.others).cloned().collect::<Vec<_>>();
+    assert_eq!((named, deviation.peers), (names.map(|name| edge(name, true)).to_vec(), 3));
+    // Who comes a minute later is named then.
+    world.edges.push((edge("late", true), 20.0, 1000.0));
+    let events = world.run(&mut engine, (LEARNT + 2 * MINUTE, LEARNT + 3 * MINUTE), &|_, _| USUAL);
+    let [Event::Updated(deviation)] = &events[..] else { panic!("{events:?}") };
+    assert_eq!((deviation.others.last(), deviation.peers), (Some(&edge("late", true)), 4));
 }
 
 #[test]
@@ -228,6 +256,7 @@ fn who_comes_in_plaintext_where_the_others_had_mutual_tls_is_said_so() {
             engine.observe(&Observation {
                 at,
                 edge,
+                source: None,
                 error,
                 duration_us,
                 first_byte_us,
@@ -269,6 +298,7 @@ fn who_cannot_be_reached_fails_on_his_own_edge_and_is_nobody_new() {
         engine.observe(&Observation {
             at,
             edge,
+            source: None,
             error: true,
             duration_us,
             first_byte_us,
@@ -287,6 +317,7 @@ fn who_cannot_be_reached_fails_on_his_own_edge_and_is_nobody_new() {
     let nothing = Observation {
         at,
         edge: nobody,
+        source: None,
         error: true,
         duration_us: None,
         first_byte_us: None,

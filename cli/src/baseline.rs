@@ -171,8 +171,23 @@ fn deviations(status: &Status) -> String {
             deviation.records.to_string(),
             deviation.since.clone(),
         ]);
+        rows.extend(others(&deviation.others, deviation.peers).map(|edge| row(edge, 2, 8)));
     }
     table(&rows)
+}
+
+/// A line for each of the other peers of a deviation, and one for those that are not named.
+pub(crate) fn others(others: &[EdgeName], peers: u32) -> impl Iterator<Item = String> {
+    let unnamed = (peers as usize).saturating_sub(1 + others.len());
+    let more = (unnamed > 0).then(|| format!("and {unnamed} more"));
+    others.iter().map(edge).chain(more)
+}
+
+/// A row of a table with `columns`, empty but for one.
+pub(crate) fn row(text: String, at: usize, columns: usize) -> Vec<String> {
+    let mut row = vec![String::new(); columns];
+    row[at] = text;
+    row
 }
 
 /// An edge of the engine, as people and programs name it.

@@ -14,7 +14,7 @@ use record::line;
 use serde_json::{Value, json};
 use telemetry::Exit;
 
-use crate::baseline::{edge, name, number, range, read};
+use crate::baseline::{edge, name, number, others, range, read, row};
 use crate::output::{self, Format, table};
 
 /// How often the engine looks at the clock between two records.
@@ -113,6 +113,7 @@ impl Replay {
         for event in self.engine.drain_events() {
             let (state, at, deviation, ending) = match event {
                 Event::Opened(deviation) => ("opened", deviation.opened, deviation, None),
+                Event::Updated(deviation) => ("updated", self.at, deviation, None),
                 Event::Closed { deviation, at, ending } => ("closed", at, deviation, Some(ending.as_str())),
                 // Nothing is compared here: `picket baseline diff` does.
                 Event::RolledOut { .. } => continue,
@@ -132,7 +133,8 @@ fn as_json(said: &Said) -> Value {
     let Said { stream, state, at, deviation, ending } = said;
     json!({
         "stream": stream, "state": state, "at": rfc3339(*at), "ending": ending,
-        "kind": deviation.kind.as_str(), "edge": deviation.edge.as_ref().map(name), "since": rfc3339(deviation.since),
+        "kind": deviation.kind.as_str(), "edge": deviation.edge.as_ref().map(name),
+        "others": deviation.others.iter().map(name).collect::<Vec<_>>(), "since": rfc3339(deviation.since),
         "expected": { "min": deviation.expected.0, "max": deviation.expected.1 },
         "observed": deviation.observed, "unit": deviation.kind.unit(),
         "records": deviation.records, "peers": deviation.peers, "score": deviation.score,
@@ -152,6 +154,8 @@ fn as_table(said: &[Said]) -> String {
             number(deviation.observed),
             deviation.kind.unit().to_owned(),
         ]);
+        let names: Vec<_> = deviation.others.iter().map(name).collect();
+        rows.extend(others(&names, deviation.peers).map(|edge| row(edge, 3, 7)));
     }
     table(&rows)
 }

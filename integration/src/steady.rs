@@ -60,8 +60,16 @@ impl Stage {
     /// # Errors
     /// When the pod is gone.
     pub fn steady_load(&self, clients: usize, to: SocketAddr, pause: Duration) -> Result<Load> {
+        self.steady_load_from("client", clients, to, pause)
+    }
+
+    /// The same in any pod.
+    ///
+    /// # Errors
+    /// When the pod is gone.
+    pub fn steady_load_from(&self, pod: &str, clients: usize, to: SocketAddr, pause: Duration) -> Result<Load> {
         let shared = Arc::<Shared>::default();
-        let namespace = &self.mesh.pod("client")?.pod.namespace;
+        let namespace = &self.mesh.pod(pod)?.pod.namespace;
         let clients = (0..clients).map(|client| {
             let shared = Arc::clone(&shared);
             namespace.spawn(move || run(client, to, pause, &shared))

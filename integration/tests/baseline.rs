@@ -13,7 +13,7 @@ use std::{
 use integration::{DEADLINE, Stage, service, steady::LOCATION};
 use record::key;
 use serde_json::{Value, json};
-use testkit::{Record, Settings, binaries, until};
+use testkit::{PROXY_UID, Plaintext, Record, Settings, binaries, until};
 
 const TARGET: u16 = 8100;
 /// What a new pod only watches; the least that the settings take is 10 s.
@@ -98,6 +98,40 @@ fn a_baseline_learns_says_who_is_new_and_outlives_a_rollout() {
     assert!(merge.args(["baseline", "merge"]).args(&files).arg("--to").arg(&merged).status().unwrap().success());
     let same = Command::new(&picket).args(["baseline", "diff"]).args([&files[0], &files[0]]).status().unwrap();
     assert_eq!(same.code(), Some(0));
+}
+
+/// Probes have always come in plaintext, so plaintext as such is nothing new: who spoke mutual TLS until now is told from them.
+#[test]
+fn a_meshed_client_that_comes_in_plaintext_is_told_from_probes() {
+    let baseline = json!({ "learn": LEARN });
+    let settings = Settings { baseline, plaintext: Plaintext::Permissive, ..Settings::default() };
+    let steady = service("steady", 19, 80, TARGET, Some("http"));
+    let mut stage = Stage::with_services(&settings, std::slice::from_ref(&steady)).unwrap();
+    let _web = stage.nginx(TARGET, "", LOCATION).unwrap();
+    let pod = SocketAddr::from((stage.mesh.pod("server").unwrap().pod.ipv4, TARGET));
+    let probes = stage.steady_load_from("stranger", 1, pod, Duration::from_millis(200)).unwrap();
+    let meshed = stage.steady_load(1, (IpAddr::from(steady.ipv4()), 80).into(), Duration::from_millis(10)).unwrap();
+    let known = wait_until_watching(&stage, "server", "inbound");
+    let class = |status: &Value| {
+        let of_probes = |edge: &&Value| edge["direction"] == "inbound" && edge["peer"] == "private";
+        status["edges"].as_array().unwrap().iter().find(of_probes).cloned()
+    };
+    let (_, status) = picket(&stage, "server", &["show"]);
+    assert!(class(&status).is_some(), "probes are known: {status}");
+    let plaintext = |records: &[Record]| records.iter().any(|record| is_deviation(record, "plaintext", "opened"));
+    assert!(!plaintext(&stage.collector.select(|_| true)), "nobody has changed yet");
+
+    // The proxy's own user is not redirected: what it sends leaves the pod as it is.
+    meshed.stop().unwrap();
+    let url = format!("http://{pod}/steady/bypass-[1-40]");
+    let mut past = stage.mesh.pod("client").unwrap().pod.command(PROXY_UID, "curl");
+    testkit::run(past.args(["--silent", "--show-error", "--fail", &url])).unwrap();
+    let records = stage.collector.wait_until("the deviation", PATIENCE, plaintext).unwrap();
+    probes.stop().unwrap();
+    let found = records.iter().find(|record| is_deviation(record, "plaintext", "opened")).unwrap();
+    assert!(found.is(key::DIRECTION, "inbound"), "{found:?}");
+    assert!(found.is(key::DEVIATION_PEER, known["peer"].as_str().unwrap()), "{found:?}");
+    assert!(records.iter().all(|record| !is_deviation(record, "new_peer", "opened")), "nobody was new");
 }
 
 /// A client without an identity, which the strict proxy refuses: its record is one of a peer that was never seen.

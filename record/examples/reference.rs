@@ -6,6 +6,6 @@ fn main() -> std::io::Result<()> {
     std::fs::write(reference.join("codes.md"), format!("{codes}{}", record::Code::table()))?;
     let records = "# Records\n\nAttributes of the OTLP log records `picket.connection` and `picket.request`. Durations are seconds. Made from\n`record/src/key.rs`.\n\n";
     std::fs::write(reference.join("records.md"), format!("{records}{}", record::key::table()))?;
-    let events = "# Events\n\nAttributes of the OTLP log records `picket.issuance` (each certificate that was issued or refused), `picket.alert`\n(operational trouble, once when it begins and once when it ends), `picket.gap` (records that were lost),\n`picket.checkpoint` (a sealed stretch of the chain), `picket.deviation` (something left its baseline, and once when it came\nback) and `picket.rollout` (how a template differs from the one before). Made from `record/src/key.rs`.\n\n";
+    let events = "# Events\n\nAttributes of the OTLP log records `picket.issuance` (each certificate that was issued or refused), `picket.alert`\n(operational trouble, once when it begins and once when it ends), `picket.gap` (records that were lost),\n`picket.checkpoint` (a sealed stretch of the chain), `picket.deviation` (something left its baseline, more peers did so, and once when it came\nback) and `picket.rollout` (how a template differs from the one before). Made from `record/src/key.rs`.\n\n";
     std::fs::write(reference.join("events.md"), format!("{events}{}", record::key::events_table()))
 }

@@ -202,6 +202,8 @@ pub const DEVIATION_SINCE: &str = "picket.deviation.since";
 pub const DEVIATION_RECORDS: &str = "picket.deviation.records";
 /// How many peers it is about.
 pub const DEVIATION_PEERS: &str = "picket.deviation.peers";
+/// The other peers it is about.
+pub const DEVIATION_OTHERS: &str = "picket.deviation.others";
 /// The test statistic over its limit.
 pub const DEVIATION_SCORE: &str = "picket.deviation.score";
 /// Why it is over.
@@ -317,8 +319,8 @@ pub const EVENTS: &[(&str, &str)] = &[
     (CHECKPOINT_SIGNATURE, "signature by the workload's own key, base64 (docs/formats/evidence.md)"),
     (CHECKPOINT_CERTIFICATE, "the leaf whose key signed, base64 of its DER"),
     (CHECKPOINT_ISSUERS, "the certificates between the leaf and a root, base64 of their DER, with commas between them"),
-    (DEVIATION_ID, "number of the deviation; its opening and its end carry the same"),
-    (DEVIATION_STATE, "`opened` or `closed`"),
+    (DEVIATION_ID, "number of the deviation; all its records carry the same"),
+    (DEVIATION_STATE, "`opened`, `updated` (it is about more peers than were named) or `closed`"),
     (
         DEVIATION_KIND,
         "what is not as it was: `latency`, `latency_tail`, `errors`, `rate_up`, `rate_down`, `silence`, `bytes_in`, `bytes_out`, `new_peer`, `vanished_peer`, `plaintext`, `cpu` or `memory`",
@@ -335,6 +337,10 @@ pub const EVENTS: &[(&str, &str)] = &[
     (DEVIATION_SINCE, "when it began, as far as can be told, RFC 3339"),
     (DEVIATION_RECORDS, "how many records say so"),
     (DEVIATION_PEERS, "how many peers it is about"),
+    (
+        DEVIATION_OTHERS,
+        "the other new peers of `new_peer`, at most seven, with `; ` between them; with service, port and protocol where these differ",
+    ),
     (DEVIATION_SCORE, "test statistic over its limit: 1 when it opened, more the surer"),
     (DEVIATION_ENDING, "`recovered`, `accepted`, `adopted` or `forgotten`"),
     (ROLLOUT_TEMPLATE, "template of the pods that are compared, such as its pod-template-hash"),

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use baseline::{Direction, EdgeKey, Engine, Event, Observation, Protection, Protocol};
 
 pub(crate) const DAY: u64 = 86_400_000;
@@ -66,6 +68,11 @@ pub(crate) fn edge(name: &str, inbound: bool) -> EdgeKey {
     }
 }
 
+/// From where the edge at that place comes.
+pub(crate) fn source_of(place: usize) -> Option<IpAddr> {
+    Some(Ipv4Addr::from_bits(0x0a01_0000 + place as u32).into())
+}
+
 pub(crate) struct World {
     pub(crate) random: Random,
     /// Edge, requests per second, median in microseconds.
@@ -100,6 +107,7 @@ impl World {
                     engine.observe(&Observation {
                         at: second + self.random.next() % 1000,
                         edge: key.as_ref(),
+                        source: source_of(place),
                         error: self.random.uniform() < doing.errors,
                         duration_us: Some(duration as u64),
                         first_byte_us: Some((duration / 2.0) as u64),
@@ -122,7 +130,7 @@ pub(crate) fn opened(events: &[Event]) -> Vec<&baseline::Deviation> {
         .iter()
         .filter_map(|event| match event {
             Event::Opened(deviation) => Some(deviation),
-            Event::Closed { .. } | Event::RolledOut { .. } => None,
+            Event::Updated(_) | Event::Closed { .. } | Event::RolledOut { .. } => None,
         })
         .collect()
 }

@@ -4,7 +4,7 @@
 //! median of rounds. Memory is the difference in resident bytes between few edges and many, over the difference in edges, each
 //! edge having its records.
 
-use std::fs;
+use std::{fs, net::Ipv4Addr};
 
 use anyhow::{Context, Result};
 use baseline::{Direction, EdgeKey, Engine, Limits, Observation, Protection, Protocol};
@@ -44,7 +44,7 @@ pub(crate) fn measure() -> Result<()> {
 
 fn edge(number: usize) -> EdgeKey {
     EdgeKey {
-        direction: Direction::Outbound,
+        direction: if number.is_multiple_of(2) { Direction::Inbound } else { Direction::Outbound },
         peer: format!("spiffe://td/ns/shop/sa/peer-{number}"),
         service: format!("peer-{number}"),
         port: 8080,
@@ -58,6 +58,7 @@ fn observation(edge: &EdgeKey, number: u64) -> Observation<'_> {
     Observation {
         at: START + number / 2,
         edge: edge.as_ref(),
+        source: Some(Ipv4Addr::from_bits(0x0a01_0000 + number as u32 % 20).into()),
         error: noise.is_multiple_of(1000),
         duration_us: Some((2000 << (noise % 5)) + noise % 1024),
         first_byte_us: Some(1000 << (noise % 5)),

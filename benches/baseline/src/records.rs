@@ -56,6 +56,7 @@ fn observe(engine: &mut Engine, workload: &str, text: &str) {
     engine.observe(&Observation {
         at: EPOCH_MS + millis(at),
         edge: EdgeRef { direction, peer, service: "", port: 0, protocol },
+        source: None,
         error: if protocol == Protocol::Http { status >= 500 } else { status != 0 },
         duration_us: Some(number(latency)),
         first_byte_us: None,

@@ -112,6 +112,7 @@ fn deviation(deviation: &baseline::Deviation) -> Deviation {
         id: deviation.id,
         kind: deviation.kind.as_str().to_owned(),
         edge: deviation.edge.as_ref().map(name_of),
+        others: deviation.others.iter().map(name_of).collect(),
         since: rfc3339(deviation.since),
         opened: rfc3339(deviation.opened),
         expected: deviation.expected.into(),
