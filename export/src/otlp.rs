@@ -65,7 +65,7 @@ pub enum Compression {
 #[derive(Clone)]
 pub struct Config {
     /// URLs, the preferred one first; `https`, or `http` for clear text. For gRPC without a path; for HTTP with the whole path
-    /// (see [`logs_url`]).
+    /// (see [`logs_url`] and [`metrics_url`]).
     pub endpoints: Vec<String>,
     /// How requests look.
     pub protocol: Protocol,
@@ -114,6 +114,11 @@ impl std::fmt::Debug for Config {
 /// The URL for logs of a base URL for OTLP/HTTP (OpenTelemetry, "Endpoint URLs for OTLP/HTTP").
 pub fn logs_url(base: &str) -> String {
     format!("{}/v1/logs", base.trim_end_matches('/'))
+}
+
+/// As [`logs_url`], for metrics.
+pub fn metrics_url(base: &str) -> String {
+    format!("{}/v1/metrics", base.trim_end_matches('/'))
 }
 
 /// Why a configuration cannot be used.

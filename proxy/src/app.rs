@@ -433,9 +433,9 @@ impl Takers {
         store: &Arc<identity::Store>,
         alerts: &Arc<Alerts>,
     ) -> Result<Self, Error> {
-        let collector =
-            || config.export.as_ref().map(|export| export.shipping(vec![service_name(), instance()], store));
-        let red = sources.red.map(|(red, receiver)| Measured { red, receiver, collector: collector() });
+        let collector = config.metrics.as_ref().and_then(|metrics| metrics.collector.as_ref());
+        let collector = collector.map(|export| export.shipping(vec![service_name(), instance()], store));
+        let red = sources.red.map(|(red, receiver)| Measured { red, receiver, collector });
         let syslog = sources.syslog.map(|source| syslog_of(config, source, alerts)).transpose()?;
         let otlp = sources.otlp.map(|source| shipping(config, source, store, alerts)).transpose()?;
         Ok(Self { otlp, syslog: syslog.flatten(), red, watching })
@@ -455,7 +455,10 @@ fn service_name() -> (String, String) {
 fn measure(config: &Config, measured: Measured) -> Result<tokio::task::JoinHandle<()>, Error> {
     let Measured { red, receiver, collector } = measured;
     let made = tokio::spawn(Arc::clone(&red).run(receiver));
-    let (Some(collector), Some(metrics)) = (collector, &config.metrics) else { return Ok(made) };
+    let (Some(collector), Some(metrics)) = (collector, &config.metrics) else {
+        tracing::info!("metrics are at /metrics alone: no endpoint is for them");
+        return Ok(made);
+    };
     let over = async { drop(made.await) };
     let pushing = export::red::push(red, collector, metrics.interval, over).map_err(Error::Export)?;
     Ok(tokio::spawn(pushing))

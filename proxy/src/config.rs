@@ -206,6 +206,8 @@ impl Config {
         let discovery = root.section("discovery").required("file");
         let export = root.optional_section("export").or_else(|| variables.enable().then(|| root.section("export")));
         let export = export.map(|section| Export::read(&section, variables)).transpose();
+        let metrics = root.optional_section("metrics");
+        let metrics = metrics.map(|section| Metrics::read(&section, &root.section("export"), variables)).transpose();
         let spool = root.optional_section("spool").map(|section| Spool::read(&section)).transpose();
         let syslog = root.optional_section("syslog").map(|section| Syslog::read(&section)).transpose();
         if matches!((&export, &syslog, &spool), (Ok(None), Ok(None), Ok(Some(_)))) {
@@ -232,7 +234,7 @@ impl Config {
             identity: identity?,
             discovery: discovery?,
             export: export?,
-            metrics: root.optional_section("metrics").map(|section| Metrics::read(&section)),
+            metrics: metrics?,
             syslog: syslog?,
             spool: spool?,
         })
@@ -413,6 +415,15 @@ mod tests {
 
     #[test]
     fn a_variable_overrides_the_file() {
+        let interval = |environment: &[(&str, &str)]| {
+            load(&format!("{EXAMPLE}metrics: {{interval: 7s}}\n"), environment).map(|of| of.metrics.unwrap().interval)
+        };
+        let (ours, theirs) = (("PICKET_METRICS_INTERVAL", "9s"), ("OTEL_METRIC_EXPORT_INTERVAL", "8000"));
+        assert_eq!(interval(&[]).unwrap(), Duration::from_secs(7));
+        assert_eq!(interval(&[theirs]).unwrap(), Duration::from_secs(8));
+        assert_eq!(interval(&[theirs, ours]).unwrap(), Duration::from_secs(9));
+        let text = telemetry::chain(&interval(&[("OTEL_METRIC_EXPORT_INTERVAL", "8s")]).unwrap_err()).to_string();
+        assert!(text.contains("metrics.interval") && text.contains("OTEL_METRIC_EXPORT_INTERVAL"), "{text}");
         assert_eq!(load(EXAMPLE, &[("PICKET_OUTBOUND_PORT", "7")]).unwrap().outbound.port, 7);
     }
 

@@ -113,16 +113,7 @@ impl Envelope {
 
     /// The body of a request with the records of `piece`. Compressing blocks for milliseconds.
     pub(super) fn body(&self, piece: &Piece, protocol: Protocol, compression: Compression) -> Parts {
-        let message = compress(self.splice(piece), compression);
-        let mut parts: VecDeque<Bytes> = message.into();
-        if protocol == Protocol::Grpc {
-            let length = parts.iter().map(Bytes::len).sum::<usize>() as u32;
-            let mut prefix = [0; 5];
-            prefix[0] = u8::from(compression != Compression::None);
-            prefix[1..].copy_from_slice(&length.to_be_bytes());
-            parts.push_front(Bytes::copy_from_slice(&prefix));
-        }
-        Parts(parts)
+        Parts::of(self.splice(piece), protocol, compression)
     }
 
     /// The records as one line of OTLP/JSON, as collectors write it to files; `None` when they are none.
@@ -160,15 +151,17 @@ fn compress(parts: Vec<Bytes>, compression: Compression) -> Vec<Bytes> {
 pub(super) struct Parts(VecDeque<Bytes>);
 
 impl Parts {
-    /// The body of a request with this message, not compressed.
-    pub(super) fn of(message: Vec<u8>, protocol: Protocol) -> Self {
-        let message = Bytes::from(message);
-        let mut prefix = [0; 5];
-        prefix[1..].copy_from_slice(&(message.len() as u32).to_be_bytes());
-        match protocol {
-            Protocol::Grpc => Self([Bytes::copy_from_slice(&prefix), message].into()),
-            Protocol::HttpProtobuf => Self([message].into()),
+    /// The body of a request with the message that these parts are. Compressing blocks for milliseconds.
+    pub(super) fn of(message: Vec<Bytes>, protocol: Protocol, compression: Compression) -> Self {
+        let mut parts: VecDeque<Bytes> = compress(message, compression).into();
+        if protocol == Protocol::Grpc {
+            let length = parts.iter().map(Bytes::len).sum::<usize>() as u32;
+            let mut prefix = [0; 5];
+            prefix[0] = u8::from(compression != Compression::None);
+            prefix[1..].copy_from_slice(&length.to_be_bytes());
+            parts.push_front(Bytes::copy_from_slice(&prefix));
         }
+        Self(parts)
     }
 }
 

@@ -1,4 +1,4 @@
-//! The way of metrics to a collector: the endpoint of the records that is preferred, with its TLS and its headers.
+//! The way of metrics to a collector: the preferred endpoint of their configuration.
 
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use prost::Message;
@@ -12,6 +12,7 @@ const GRPC_PATH: &str = "/opentelemetry.proto.collector.metrics.v1.MetricsServic
 pub(crate) struct Metrics {
     endpoint: Endpoint,
     protocol: Protocol,
+    compression: Compression,
 }
 
 impl Metrics {
@@ -21,14 +22,8 @@ impl Metrics {
     /// Names what is wrong.
     pub(crate) fn new(config: &Config) -> Result<Self, Error> {
         let url = config.endpoints.first().ok_or(Error::NoEndpoint)?;
-        // OpenTelemetry, "Endpoint URLs for OTLP/HTTP": the signals differ in their last word.
-        let url = match url.strip_suffix("/v1/logs") {
-            Some(base) if config.protocol == Protocol::HttpProtobuf => format!("{base}/v1/metrics"),
-            Some(_) | None => url.clone(),
-        };
-        let config = Config { compression: Compression::None, ..config.clone() };
-        let endpoint = Endpoint::of_service(&url, &config, GRPC_PATH)?;
-        Ok(Self { endpoint, protocol: config.protocol })
+        let endpoint = Endpoint::of_service(url, config, GRPC_PATH)?;
+        Ok(Self { endpoint, protocol: config.protocol, compression: config.compression })
     }
 
     /// Sends one request, once.
@@ -36,7 +31,10 @@ impl Metrics {
     /// # Errors
     /// With what the collector said, when it did not take all of it.
     pub(crate) async fn send(&mut self, request: &ExportMetricsServiceRequest) -> Result<(), String> {
-        let body = Parts::of(request.encode_to_vec(), self.protocol);
+        let (message, protocol, compression) = (request.encode_to_vec(), self.protocol, self.compression);
+        // This thread also answers probes.
+        let body = tokio::task::spawn_blocking(move || Parts::of(vec![message.into()], protocol, compression));
+        let body = body.await.map_err(|error| error.to_string())?;
         // The answer has the same form as that to records.
         match self.endpoint.call(body).await.answer {
             Answer::Taken { refused: 0, .. } => Ok(()),

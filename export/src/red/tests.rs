@@ -2,12 +2,16 @@
 
 use std::time::Duration;
 
-use opentelemetry_proto::tonic::metrics::v1::metric::Data;
+use opentelemetry_proto::tonic::{collector::metrics::v1::ExportMetricsServiceRequest, metrics::v1::metric::Data};
+use prost::Message;
 use record::{
     Code, Context, Decision, DetectedBy, Direction, EstablishedBy, HttpVersion, Protocol, Request, UidSource,
 };
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
 use super::*;
+use crate::otlp;
 
 fn request(direction: Direction, client: &str, status: u16, grpc: Option<u32>, millis: u64) -> Vec<u8> {
     let address = ([10, 0, 0, 1], 80).into();
@@ -126,4 +130,43 @@ fn what_is_not_on_the_list_is_in_no_metric() {
     }
     assert_eq!(points(&red, "http.server.request.duration"), [(50, 1)]);
     assert!(!text(&red).contains("spiffe"));
+}
+
+#[tokio::test]
+async fn metrics_go_to_their_own_url_compressed_and_with_their_headers() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let config = otlp::Config {
+        protocol: otlp::Protocol::HttpProtobuf,
+        compression: otlp::Compression::Gzip,
+        headers: vec![("x-key".to_owned(), "of-metrics".to_owned())],
+        ..otlp::Config::to(format!("http://{}/own/path", listener.local_addr().unwrap()))
+    };
+    let red = red(10, &ATTRIBUTES);
+    red.take(&request(Direction::Inbound, "spiffe://a/b", 200, None, 3));
+    let (end, ended) = tokio::sync::oneshot::channel::<()>();
+    let pushing = push(red, config, Duration::from_secs(3600), async { drop(ended.await) }).unwrap();
+    let pushing = tokio::spawn(pushing);
+    end.send(()).unwrap();
+    let (mut stream, _) = listener.accept().await.unwrap();
+    let (mut seen, mut buffer) = (Vec::new(), [0; 4096]);
+    let (head, body) = loop {
+        let count = stream.read(&mut buffer).await.unwrap();
+        assert!(count > 0, "the request is not whole");
+        seen.extend_from_slice(&buffer[..count]);
+        let Some(at) = seen.windows(4).position(|bytes| bytes == b"\r\n\r\n") else { continue };
+        let head = String::from_utf8(seen[..at].to_vec()).unwrap().to_lowercase();
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+        if seen.len() - at - 4 == length.parse::<usize>().unwrap() {
+            break (head, seen.split_off(at + 4));
+        }
+    };
+    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+    pushing.await.unwrap();
+    assert!(head.starts_with("post /own/path http/1.1"), "{head}");
+    assert!(head.contains("\r\nx-key: of-metrics") && head.contains("\r\ncontent-encoding: gzip"), "{head}");
+    let mut plain = Vec::new();
+    std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&*body), &mut plain).unwrap();
+    let sent = ExportMetricsServiceRequest::decode(&*plain).unwrap();
+    let names: Vec<_> = sent.resource_metrics[0].scope_metrics[0].metrics.iter().map(|of| of.name.as_str()).collect();
+    assert_eq!(names, ["http.server.request.duration", "picket.metric.overflow"]);
 }

@@ -1,7 +1,8 @@
-//! The section `export`: where records go; and OpenTelemetry's own variables for it.
+//! The section `export`: where records go, and metrics; and OpenTelemetry's own variables for it.
 //!
-//! A `PICKET_EXPORT_*` variable wins over `OTEL_EXPORTER_OTLP_LOGS_*`, that over `OTEL_EXPORTER_OTLP_*`, and that over the
-//! file. Promises that no header's value is in a message or printed: these are often credentials.
+//! For records, a `PICKET_EXPORT_*` variable wins over `OTEL_EXPORTER_OTLP_LOGS_*`, that over `OTEL_EXPORTER_OTLP_*`, and that
+//! over the file. For metrics, `OTEL_EXPORTER_OTLP_METRICS_*` comes first, because nothing else speaks of them alone, and
+//! `OTEL_EXPORTER_OTLP_LOGS_*` does not count. Promises that no header's value is in a message or printed: these are often credentials.
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
@@ -31,8 +32,10 @@ pub enum ClientCertificate {
 /// An OTLP collector.
 #[derive(Clone)]
 pub struct Export {
-    /// The preferred endpoint, and those that serve when it is away. For HTTP without `/v1/logs`.
+    /// The preferred endpoint, and those that serve when it is away. For HTTP without the signal's own path.
     pub endpoints: Vec<String>,
+    /// What goes there.
+    signal: Signal,
     /// The first endpoint is the whole URL.
     whole_url: bool,
     /// How requests look.
@@ -60,18 +63,34 @@ impl std::fmt::Debug for Export {
     }
 }
 
-/// OpenTelemetry's variables, as far as ours do not override them.
-#[derive(Debug)]
-pub(super) struct Variables(BTreeMap<String, String>);
+/// What OpenTelemetry has endpoints of its own for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Signal {
+    Logs,
+    Metrics,
+}
+
+/// OpenTelemetry's variables for one signal, as far as ours do not override them.
+#[derive(Debug, Clone)]
+pub(super) struct Variables {
+    of: BTreeMap<String, String>,
+    signal: Signal,
+}
 
 impl Variables {
+    /// Those for logs.
     pub(super) fn new(environment: &[(String, String)]) -> Self {
         let ours = |(name, value): &&(String, String)| {
             // An empty one counts as absent (OpenTelemetry, "Environment Variable Specification").
-            let theirs = name.starts_with("OTEL_EXPORTER_OTLP_") && !value.is_empty();
-            theirs || name.starts_with("PICKET_EXPORT_")
+            let theirs = name.starts_with("OTEL_") && !value.is_empty();
+            theirs || name.starts_with("PICKET_EXPORT_") || name.starts_with("PICKET_METRICS_")
         };
-        Self(environment.iter().filter(ours).cloned().collect())
+        Self { of: environment.iter().filter(ours).cloned().collect(), signal: Signal::Logs }
+    }
+
+    /// Those for metrics.
+    pub(super) fn for_metrics(&self) -> Self {
+        Self { signal: Signal::Metrics, ..self.clone() }
     }
 
     /// True when they alone ask for an export.
@@ -79,16 +98,23 @@ impl Variables {
         self.get("ENDPOINT", "ENDPOINT").is_some()
     }
 
-    /// The one for logs, or the one for all signals; `None` where ours says something.
-    fn get(&self, ours: &str, suffix: &str) -> Option<(String, &str)> {
-        if self.0.contains_key(&format!("PICKET_EXPORT_{ours}")) {
+    /// A variable of OpenTelemetry, unless ours is set.
+    pub(super) fn theirs(&self, ours: &str, theirs: &str) -> Option<(String, &str)> {
+        if self.of.contains_key(ours) {
             return None;
         }
-        ["OTEL_EXPORTER_OTLP_LOGS_", "OTEL_EXPORTER_OTLP_"].iter().find_map(|prefix| {
-            let name = format!("{prefix}{suffix}");
-            let value = self.0.get(&name)?;
-            Some((name, value.trim()))
-        })
+        self.of.get(theirs).map(|value| (theirs.to_owned(), value.trim()))
+    }
+
+    /// The one for this signal, or the one for all signals; `None` where ours says something that comes before.
+    fn get(&self, ours: &str, suffix: &str) -> Option<(String, &str)> {
+        let ours = format!("PICKET_EXPORT_{ours}");
+        let of_all = format!("OTEL_EXPORTER_OTLP_{suffix}");
+        let own = match self.signal {
+            Signal::Logs => self.theirs(&ours, &format!("OTEL_EXPORTER_OTLP_LOGS_{suffix}")),
+            Signal::Metrics => self.theirs("", &format!("OTEL_EXPORTER_OTLP_METRICS_{suffix}")),
+        };
+        own.or_else(|| self.theirs(&ours, &of_all))
     }
 }
 
@@ -124,6 +150,12 @@ fn one_of<T: Copy>(words: &[(&str, T)], text: &str) -> Option<T> {
 }
 
 impl Export {
+    /// Where metrics go; `None` where nothing says so.
+    pub(super) fn read_for_metrics(section: &Section<'_>, variables: &Variables) -> Result<Option<Self>, Noted> {
+        let any = variables.enable() || section.is_set("endpoint");
+        any.then(|| Self::read(section, variables)).transpose()
+    }
+
     pub(super) fn read(section: &Section<'_>, variables: &Variables) -> Result<Self, Noted> {
         let at = |key, ours, suffix, expected| Named { key, ours, suffix, expected };
         let named = at("protocol", "PROTOCOL", "PROTOCOL", "grpc or http/protobuf");
@@ -142,6 +174,7 @@ impl Export {
         let (endpoint, whole_url) = endpoint?;
         Ok(Self {
             endpoints: std::iter::once(endpoint).chain(fallback).collect(),
+            signal: variables.signal,
             whole_url,
             protocol,
             compression: compression.unwrap_or(Compression::None),
@@ -157,7 +190,10 @@ impl Export {
     /// The URLs that requests go to.
     pub fn urls(&self) -> Vec<String> {
         let whole = |(at, url): (usize, &String)| match self.protocol {
-            Protocol::HttpProtobuf if !(at == 0 && self.whole_url) => otlp::logs_url(url),
+            Protocol::HttpProtobuf if !(at == 0 && self.whole_url) => match self.signal {
+                Signal::Logs => otlp::logs_url(url),
+                Signal::Metrics => otlp::metrics_url(url),
+            },
             Protocol::HttpProtobuf | Protocol::Grpc => url.clone(),
         };
         self.endpoints.iter().enumerate().map(whole).collect()
@@ -223,7 +259,7 @@ fn endpoint(section: &Section<'_>, variables: &Variables, protocol: Protocol) ->
         return endpoint.map(|endpoint| (endpoint, false));
     };
     section.is_set("endpoint");
-    let whole_url = variable.contains("_LOGS_");
+    let whole_url = variable != "OTEL_EXPORTER_OTLP_ENDPOINT";
     if let Some(url) = url(text) {
         return Ok((url, whole_url));
     }
@@ -264,15 +300,22 @@ fn client(section: &Section<'_>, variables: &Variables) -> Result<Option<ClientC
 
 /// Milliseconds in OpenTelemetry's variables, a duration in ours and in the file.
 fn timeout(section: &Section<'_>, variables: &Variables) -> Duration {
-    let default = Duration::from_secs(10);
-    let Some((variable, text)) = variables.get("TIMEOUT", "TIMEOUT") else {
-        return section.default("timeout", default);
-    };
-    section.is_set("timeout");
+    millis(section, "timeout", variables.get("TIMEOUT", "TIMEOUT"), Duration::from_secs(10))
+}
+
+/// The milliseconds of a variable, or the key `key` of the section.
+pub(super) fn millis(
+    section: &Section<'_>,
+    key: &str,
+    variable: Option<(String, &str)>,
+    default: Duration,
+) -> Duration {
+    let Some((variable, text)) = variable else { return section.default(key, default) };
+    section.is_set(key);
     match text.parse::<u64>().ok().filter(|millis| *millis > 0) {
         Some(millis) => Duration::from_millis(millis),
         None => {
-            section.refuse_from("timeout", &variable, text, "a whole number of milliseconds from 1");
+            section.refuse_from(key, &variable, text, "a whole number of milliseconds from 1");
             default
         }
     }
@@ -390,6 +433,81 @@ mod tests {
         let bare = ("OTEL_EXPORTER_OTLP_ENDPOINT", "c:4317");
         assert_eq!(export("", &[bare]).urls(), ["https://c:4317"], "clear text must be asked for");
         assert_eq!(export("", &[bare, ("OTEL_EXPORTER_OTLP_INSECURE", "true")]).urls(), ["http://c:4317"]);
+    }
+
+    /// The first URL of metrics, and what else their calls have.
+    fn metrics(text: &str, environment: &[(&str, &str)]) -> Result<Option<Export>, String> {
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let environment: Vec<_> = environment.iter().map(owned).collect();
+        let variables = Variables::new(&environment).for_metrics();
+        let document = Document::parse("proxy.yaml", text, "PICKET_", environment).unwrap();
+        let read = document.read(|root| Export::read_for_metrics(&root.section("export"), &variables));
+        read.map_err(|mistakes| mistakes.to_string())
+    }
+
+    #[test]
+    fn metrics_have_variables_of_their_own() {
+        let (ours, logs, own, all) = (
+            ("PICKET_EXPORT_ENDPOINT", "https://ours:1"),
+            ("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "https://logs:1"),
+            ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "https://metrics:1"),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://all:1"),
+        );
+        for (environment, of_metrics, of_logs) in [
+            (&[all, logs, ours, own][..], "https://metrics:1", "https://ours:1"),
+            (&[all, logs, ours], "https://ours:1", "https://ours:1"),
+            (&[all, logs, own], "https://metrics:1", "https://logs:1"),
+            (&[all, logs], "https://all:1", "https://logs:1"),
+            (&[logs], "https://file:4317", "https://logs:1"),
+            (&[own], "https://metrics:1", "https://file:4317"),
+        ] {
+            let found = metrics(FILE, environment).unwrap().unwrap();
+            assert_eq!((found.urls(), export(FILE, environment).urls()), (vec![of_metrics.into()], vec![of_logs.into()]));
+        }
+        assert!(metrics("", &[logs]).unwrap().is_none(), "what is for logs is not for metrics");
+        assert_eq!(metrics("", &[own]).unwrap().unwrap().urls(), ["https://metrics:1"]);
+        assert!(load("", &[own]).unwrap().is_none(), "what is for metrics asks for no records");
+        let http = ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "http/protobuf");
+        let urls = |environment: &[(&str, &str)]| metrics(FILE, environment).unwrap().unwrap().urls();
+        assert_eq!(urls(&[http, own]), ["https://metrics:1"], "used as it is");
+        assert_eq!(urls(&[http, all]), ["https://all:1/v1/metrics"]);
+        assert_eq!(urls(&[http]), ["https://file:4317/v1/metrics"]);
+    }
+
+    #[test]
+    fn every_variable_of_metrics_is_honoured_and_its_mistakes_are_named() {
+        let set = [
+            ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "https://m:4318/own"),
+            ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "http/protobuf"),
+            ("OTEL_EXPORTER_OTLP_METRICS_HEADERS", "x-key=m"),
+            ("OTEL_EXPORTER_OTLP_METRICS_TIMEOUT", "1500"),
+            ("OTEL_EXPORTER_OTLP_METRICS_COMPRESSION", "gzip"),
+            ("OTEL_EXPORTER_OTLP_METRICS_CERTIFICATE", "/m.pem"),
+            ("OTEL_EXPORTER_OTLP_METRICS_CLIENT_CERTIFICATE", "/mc.pem"),
+            ("OTEL_EXPORTER_OTLP_METRICS_CLIENT_KEY", "/mk.pem"),
+        ];
+        let found = metrics(FILE, &set).unwrap().unwrap();
+        assert_eq!((found.urls(), found.protocol), (vec!["https://m:4318/own".to_owned()], Protocol::HttpProtobuf));
+        assert_eq!(found.headers, [("x-key".to_owned(), "m".to_owned())]);
+        assert_eq!((found.timeout, found.compression), (Duration::from_millis(1500), Compression::Gzip));
+        assert_eq!(found.roots, Some("/m.pem".into()));
+        assert_eq!(found.client, Some(ClientCertificate::Files("/mc.pem".into(), "/mk.pem".into())));
+        let records = export(FILE, &set);
+        assert_eq!((records.urls(), records.roots), (vec!["https://file:4317".to_owned()], Some("/file.pem".into())));
+        assert_eq!((records.protocol, records.timeout), (Protocol::Grpc, Duration::from_secs(10)));
+        for (name, value) in [
+            ("ENDPOINT", "ftp://m"),
+            ("PROTOCOL", "http/json"),
+            ("HEADERS", "sesame"),
+            ("TIMEOUT", "soon"),
+            ("COMPRESSION", "brotli"),
+        ] {
+            let variable = format!("OTEL_EXPORTER_OTLP_METRICS_{name}");
+            let text = metrics(FILE, &[(&variable, value)]).unwrap_err();
+            assert!(text.contains(&variable) && !text.contains("sesame"), "{text}");
+        }
+        let text = metrics(FILE, &[("OTEL_EXPORTER_OTLP_METRICS_CLIENT_KEY", "/k.pem")]).unwrap_err();
+        assert!(text.contains("export.clientCertificate"), "{text}");
     }
 
     #[test]

@@ -4,13 +4,17 @@ use std::time::Duration;
 
 use export::red;
 use serde_json::{Value, json};
-use settings::Section;
+use settings::{Noted, Section};
+
+use super::export::{Export, Variables, millis};
 
 /// What is measured, and how often it is pushed.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     /// How often they go to the collector.
     pub interval: Duration,
+    /// The collector: that of `export`, but for what variables of OpenTelemetry say of metrics alone.
+    pub collector: Option<Export>,
     /// Label sets at most.
     pub series_max: usize,
     /// Metrics by name.
@@ -20,13 +24,17 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    pub(super) fn read(section: &Section<'_>) -> Self {
-        Self {
-            interval: section.default("interval", Duration::from_secs(60)).max(Duration::from_secs(1)),
+    pub(super) fn read(section: &Section<'_>, export: &Section<'_>, variables: &Variables) -> Result<Self, Noted> {
+        let collector = Export::read_for_metrics(export, &variables.for_metrics());
+        let variable = variables.theirs("PICKET_METRICS_INTERVAL", "OTEL_METRIC_EXPORT_INTERVAL");
+        let interval = millis(section, "interval", variable, Duration::from_secs(60));
+        Ok(Self {
+            interval: interval.max(Duration::from_secs(1)),
             series_max: super::at_least_one(section, "maxSeries", 500),
             include: some_of(section, "include", &red::NAMES),
             attributes: some_of(section, "attributes", &red::ATTRIBUTES),
-        }
+            collector: collector?,
+        })
     }
 
     pub(super) fn to_json(&self) -> Value {
