@@ -272,6 +272,7 @@ mod tests {
             code,
             detail: None,
             upgraded: None,
+            captured: None,
         }
         .encode(&mut out);
         out

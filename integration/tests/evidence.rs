@@ -333,6 +333,7 @@ fn with_durations(number: u64, fields: &mut Vec<u8>, uids: &mut UidSource) {
         code: record::Code::Ok,
         detail: None,
         upgraded: None,
+        captured: None,
     }
     .encode(fields);
 }

@@ -1,4 +1,5 @@
-//! A secret that is planted anywhere in traffic appears nowhere: not in records, logs, metrics or the files of a spool.
+//! A secret that is planted anywhere in traffic appears nowhere: not in records, logs, metrics or the files of a spool. What settings
+//! name appears in records, and in nothing that is not made of them.
 
 use std::{
     collections::BTreeMap,
@@ -55,13 +56,22 @@ const HTTP1: &[&str] = &[
     "GET /hello.txt HTTP/3.{S}\r\nHost: web\r\n\r\n",
     "GET /hello.txt?{S} HTTP/9.9\r\nHost: web\r\nCookie: {S}\r\n\r\n",
     "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n{S}",
+    // Beside what is named, and in a head that is not forwarded.
+    "GET /hello.txt?page=1&token={S}&{S}&Page={S} HTTP/1.1\r\nHost: web\r\nX-Named: 1\r\nX-Named-Too: {S}\r\nX-Answer: {S}\r\n\r\n",
+    "GET /hello.txt?page={S} HTTP/1.1\r\nHost: web\r\nX-Named: {S}\r\nContent-Length: x\r\n\r\n",
 ];
+
+/// Where a secret is asked for by name, over each version and in an answer.
+const NAMED_HTTP1: &str = "GET /hello.txt?page={S} HTTP/1.1\r\nHost: web\r\nX-Named: {S}\r\nX-NAMED: more-{S}\r\n\r\n";
+const NAMED_HTTP2: &[&str] = &["--header", "X-Named: {S}", "http://WEB/hello.txt?page={S}"];
+const NAMED_ANSWER: &str = "HTTP/1.1 200 OK\r\nX-Answer: {S}\r\nContent-Length: 0\r\n\r\n";
 
 /// Options of curl that speaks HTTP/2 without TLS.
 const HTTP2: &[&[&str]] = &[
     &["--header", "Authorization: Bearer {S}", "http://WEB/hello.txt"],
     &["--header", "Cookie: {S}", "--header", "X-Api-Key: {S}", "http://WEB/hello.txt?{S}"],
     &["--header", "Host: user:{S}@web", "http://WEB/hello.txt"],
+    &["--header", "X-Named: 1", "--header", "X-Named-Too: {S}", "http://WEB/hello.txt?page=1&token={S}"],
     &["--data", "password={S}", "--user", "user:{S}", "http://WEB/hello.txt"],
 ];
 
@@ -105,6 +115,12 @@ fn a_planted_secret_appears_nowhere() {
         spool: Some(json!({ "minFreeBytes": "1MiB" })),
         log_level: "debug".to_owned(),
         plaintext: testkit::Plaintext::Permissive,
+        proxy: vec![(
+            "records",
+            json!({
+                "requestHeaders": ["X-Named"], "responseHeaders": ["x-answer"], "queryParameters": ["page"]
+            }),
+        )],
         ..Settings::default()
     };
     // Nobody serves the one, and a test the other.
@@ -140,9 +156,22 @@ fn a_planted_secret_appears_nowhere() {
             let _answer = stage.run("client", "curl", &arguments);
         }
     }
+    let mut named = Secrets::default();
+    let mut wire = stage.dial("client", to(10, WEB_PORT)).unwrap();
+    wire.send(named.plant(NAMED_HTTP1)).unwrap();
+    wire.head().unwrap();
+    drop(wire);
+    let planted: Vec<_> = {
+        let all = named.plant(&NAMED_HTTP2.join("\n"));
+        all.split('\n').map(|word| word.replace("WEB", "10.96.0.10")).collect()
+    };
+    let mut arguments = vec!["--silent", "--http2-prior-knowledge", "--max-time", "10"];
+    arguments.extend(planted.iter().map(String::as_str));
+    let _answer = stage.run("client", "curl", &arguments);
     let listener = stage.listen("server", 8082).unwrap();
-    for case in ANSWERS {
-        let (answer, mut client) = (secrets.plant(case), stage.dial("client", to(12, 82)).unwrap());
+    let answers: Vec<_> = ANSWERS.iter().map(|case| secrets.plant(case)).chain([named.plant(NAMED_ANSWER)]).collect();
+    for answer in answers {
+        let mut client = stage.dial("client", to(12, 82)).unwrap();
         client.send("GET /raw HTTP/1.1\r\nHost: raw\r\nConnection: close\r\n\r\n").unwrap();
         let mut served = accept(&listener).unwrap();
         served.head().unwrap();
@@ -157,13 +186,19 @@ fn a_planted_secret_appears_nowhere() {
     let text: String = records.iter().map(|record| format!("{:?}\n", record.log)).collect();
     assert!(text.contains(MARK));
     secrets.assert_absent("a record", text.as_bytes());
+    for (secret, case) in &named.0 {
+        assert!(text.contains(secret), "no record has what is asked for in {case:?}");
+    }
+    assert!(text.contains("page=1&token=REDACTED&REDACTED&Page=REDACTED"));
     for pod in ["client", "server"] {
         let proxy = stage.mesh.pod(pod).unwrap().proxy.as_ref().unwrap();
         until("the mark in the access log", DEADLINE, || Ok(proxy.output(Stream::Out)?.contains(MARK).then_some(())))
             .unwrap();
         secrets.assert_absent("the access log", proxy.output(Stream::Out).unwrap().as_bytes());
-        secrets.assert_absent("the log", proxy.output(Stream::Err).unwrap().as_bytes());
-        secrets.assert_absent("/metrics", stage.mesh.admin(pod, "/metrics").unwrap().1.as_bytes());
+        for secrets in [&secrets, &named] {
+            secrets.assert_absent("the log", proxy.output(Stream::Err).unwrap().as_bytes());
+            secrets.assert_absent("/metrics", stage.mesh.admin(pod, "/metrics").unwrap().1.as_bytes());
+        }
         let files = std::fs::read_dir(stage.mesh.directory.path().join(pod).join("spool")).unwrap();
         let spool: Vec<u8> = files.flat_map(|file| std::fs::read(file.unwrap().path()).unwrap()).collect();
         assert!(String::from_utf8_lossy(&spool).contains(MARK), "the spool is searched");

@@ -13,11 +13,12 @@ use std::{
 
 use identity::{Denial, DenyList, Leaf, SpiffeId};
 use record::{
-    ClosedBy, Code, Connection, Context, ContextAttributes, Decision, DetectedBy, Direction, EstablishedBy,
+    Captured, ClosedBy, Code, Connection, Context, ContextAttributes, Decision, DetectedBy, Direction, EstablishedBy,
     HttpVersion, Protocol, Request, State, Tls, Uid,
 };
 
 use crate::{
+    capture::{Capture, Fields},
     error::ConnectionError,
     forward::head::TraceParent,
     journal::{Journal, unix_nanos},
@@ -272,6 +273,11 @@ impl Account {
         }
     }
 
+    /// What records hold besides the schema, if anything.
+    pub fn capture(&self) -> Option<&Capture> {
+        self.journal.capture.as_ref()
+    }
+
     /// Who dialled.
     pub fn source(&self) -> SocketAddr {
         self.facts.borrow().source
@@ -377,6 +383,7 @@ pub struct RequestAccount {
     pub trace: Option<TraceParent>,
     /// The protocol that the connection switched to.
     pub upgraded: Option<String>,
+    captured: RefCell<Option<Box<Captured>>>,
     finished: bool,
 }
 
@@ -408,7 +415,20 @@ impl RequestAccount {
             resends: 0,
             trace: None,
             upgraded: None,
+            captured: RefCell::default(),
             finished: false,
+        }
+    }
+
+    /// Notes what settings ask for of the request's head.
+    pub fn note_captured(&mut self, captured: Option<Box<Captured>>) {
+        self.captured = RefCell::new(captured);
+    }
+
+    /// Notes what settings ask for of the head of the final answer.
+    pub fn note_response_head(&self, fields: Fields<'_>) {
+        if let Some(capture) = self.connection.capture() {
+            capture.response(fields, self.captured.borrow_mut().get_or_insert_default());
         }
     }
 
@@ -457,7 +477,7 @@ impl RequestAccount {
             // What reached no server must not name that of the request before.
             None => Rc::new(self.connection.facts.borrow().encode(None)),
         };
-        let journal = &self.connection.journal;
+        let (journal, captured) = (&self.connection.journal, self.captured.borrow());
         let duration = self.started.elapsed();
         journal.metrics.request(self.connection.direction, self.status.get(), code);
         let record = Request {
@@ -482,6 +502,7 @@ impl RequestAccount {
             code,
             detail,
             upgraded: self.upgraded.as_deref(),
+            captured: captured.as_deref(),
         };
         journal.append(|out| record.encode(out));
     }

@@ -124,6 +124,12 @@ impl Error {
 /// When a part cannot be set up; nothing is served then.
 pub fn run(config: Config) -> Result<(), Error> {
     let level = telemetry::log::init(config.log.format, &config.log.level).map_err(Error::Log)?;
+    for header in config.records.credentials() {
+        tracing::warn!(
+            header,
+            "records will hold this header, which is a credential: whoever may read them may use it"
+        );
+    }
     let config = Arc::new(config);
     let discovery = FileDiscovery::start(config.discovery.clone()).map_err(Error::Discovery)?;
     for (key, file) in

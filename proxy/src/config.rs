@@ -8,6 +8,7 @@ mod baseline;
 mod export;
 mod metrics;
 mod print;
+mod records;
 mod spool;
 mod syslog;
 
@@ -22,6 +23,7 @@ pub use self::{
     baseline::Baseline,
     export::{ClientCertificate, Export},
     metrics::Metrics,
+    records::Records,
     spool::Spool,
     syslog::Syslog,
 };
@@ -47,6 +49,8 @@ pub struct Config {
     pub discovery: PathBuf,
     /// Where records go, if anywhere.
     pub export: Option<Export>,
+    /// What they hold besides the schema.
+    pub records: Records,
     /// Metrics that are made from them, if any.
     pub metrics: Option<Metrics>,
     /// A syslog server that gets them, too, if there is one.
@@ -235,6 +239,7 @@ impl Config {
             discovery: discovery?,
             export: export?,
             metrics: metrics?,
+            records: Records::read(&root.section("records")),
             syslog: syslog?,
             spool: spool?,
         })
@@ -409,6 +414,29 @@ mod tests {
         assert_eq!((one.include.len(), one.attributes.len()), (1, 0));
         for (more, path) in [("{include: [a]}", "metrics.include"), ("{maxSeries: 0}", "metrics.maxSeries")] {
             let text = telemetry::chain(&with(&format!("metrics: {more}\n")).unwrap_err()).to_string();
+            assert!(text.contains(path), "{path} is not in {text}");
+        }
+    }
+
+    #[test]
+    fn fields_of_heads_are_recorded_by_name() {
+        let with = |more: &str| load(&format!("{EXAMPLE}{more}\n"), &[]);
+        assert!(load(EXAMPLE, &[]).unwrap().records.capture().is_empty());
+        let records =
+            with("records: {requestHeaders: [X-Id, x-id, Cookie], responseHeaders: [set-cookie], query: true}");
+        let records = records.unwrap().records;
+        assert_eq!(records.request_headers, ["x-id", "cookie"]);
+        assert_eq!(records.credentials().collect::<Vec<_>>(), ["cookie", "set-cookie"]);
+        let many: Vec<_> = (0..17).map(|number| format!("x-{number}")).collect();
+        for (more, path) in [
+            ("requestHeaders: ['a b']".to_owned(), "records.requestHeaders"),
+            ("requestHeaders: ['*']".to_owned(), "records.requestHeaders"),
+            (format!("responseHeaders: [{}]", many.join(",")), "records.responseHeaders"),
+            (format!("responseHeaders: [{}]", "x".repeat(65)), "records.responseHeaders"),
+            ("queryParameters: ['a=b']".to_owned(), "records.queryParameters"),
+            ("query: some".to_owned(), "records.query"),
+        ] {
+            let text = telemetry::chain(&with(&format!("records: {{{more}}}")).unwrap_err()).to_string();
             assert!(text.contains(path), "{path} is not in {text}");
         }
     }

@@ -12,7 +12,7 @@ use std::{
 use export::{Batch, Sender};
 use record::{Uid, UidSource};
 
-use crate::metrics::WorkerMetrics;
+use crate::{capture::Capture, metrics::WorkerMetrics};
 
 /// Bytes after which a batch leaves at once: each wakes the sinks' threads.
 const BATCH_BYTES: usize = 256 * 1024;
@@ -30,15 +30,23 @@ pub struct Journal {
     sinks: Vec<Sender>,
     /// The worker's counters.
     pub metrics: Arc<WorkerMetrics>,
+    /// What records hold besides the schema, if anything.
+    pub capture: Option<Capture>,
     draining: Cell<bool>,
 }
 
 impl Journal {
     /// A journal whose batches go to each of `sinks`; `seed` makes its record uids unlike those of other workers.
     pub fn new(sinks: Vec<Sender>, metrics: Arc<WorkerMetrics>, seed: u128) -> Rc<Self> {
+        Self::capturing(sinks, metrics, seed, Capture::default())
+    }
+
+    /// As [`Self::new`], with records that hold what `capture` names, too.
+    pub fn capturing(sinks: Vec<Sender>, metrics: Arc<WorkerMetrics>, seed: u128, capture: Capture) -> Rc<Self> {
+        let capture = Some(capture).filter(|capture| !capture.is_empty());
         let uids = RefCell::new(UidSource::new(seed));
         let (buffer, records, draining) = (RefCell::default(), Cell::new(0), Cell::new(false));
-        Rc::new(Self { buffer, records, uids, sinks, metrics, draining })
+        Rc::new(Self { buffer, records, uids, sinks, metrics, capture, draining })
     }
 
     /// A uid for a record or a connection that begins at this Unix time.

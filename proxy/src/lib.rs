@@ -30,6 +30,7 @@ pub mod discover;
 pub mod balance;
 pub mod connect;
 pub mod forward;
+pub mod capture;
 pub mod account;
 pub mod journal;
 pub mod baseline;

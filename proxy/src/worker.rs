@@ -147,7 +147,8 @@ pub struct Parts {
 pub fn run(parts: Parts, listeners: Listeners) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = tokio::task::LocalSet::new();
-    let journal = Journal::new(parts.sinks.clone(), Arc::clone(&parts.metrics), parts.seed);
+    let capture = parts.config.records.capture();
+    let journal = Journal::capturing(parts.sinks.clone(), Arc::clone(&parts.metrics), parts.seed, capture);
     let worker = Worker::new(parts, Rc::clone(&journal));
     let result = local.block_on(&runtime, serve(worker, listeners));
     // Tasks that were cut write their records when they are dropped.

@@ -40,6 +40,12 @@ pub const HTTP_RESPONSE_BODY_SIZE: &str = "http.response.body.size";
 pub const HTTP_REQUEST_RESEND_COUNT: &str = "http.request.resend_count";
 /// Path, without the query.
 pub const URL_PATH: &str = "url.path";
+/// The query, where settings ask for it.
+pub const URL_QUERY: &str = "url.query";
+/// A request's header field; its name in lower case follows.
+pub const HTTP_REQUEST_HEADER: &str = "http.request.header.";
+/// An answer's header field; its name in lower case follows.
+pub const HTTP_RESPONSE_HEADER: &str = "http.response.header.";
 /// Host of Host or `:authority`.
 pub const SERVER_ADDRESS: &str = "server.address";
 /// Port of Host or `:authority`.
@@ -236,6 +242,12 @@ pub const ALL: &[(&str, &str)] = &[
     (HTTP_RESPONSE_BODY_SIZE, "bytes of content from the server"),
     (HTTP_REQUEST_RESEND_COUNT, "how often it was sent again"),
     (URL_PATH, "path, without the query"),
+    (URL_QUERY, "query, where `records` asks for it; what was not asked for is `REDACTED`"),
+    (
+        "http.request.header.NAME",
+        "a header field of the request, where `records` names it; several of one name are one text",
+    ),
+    ("http.response.header.NAME", "a header field of the answer, where `records` names it"),
     (SERVER_ADDRESS, "host of Host or `:authority`"),
     (SERVER_PORT, "port of Host or `:authority`"),
     (RPC_SYSTEM, "`grpc`"),

@@ -13,12 +13,14 @@ pub mod otlp;
 mod uid;
 mod context;
 mod connection;
+mod captured;
 mod request;
 mod event;
 pub mod field;
 pub mod line;
 pub mod rebuild;
 
+pub use captured::{CAPTURED_BYTES_MAX, Captured};
 pub use code::{Code, Side, Step};
 pub use connection::{ClosedBy, Connection, State};
 pub use context::{Context, ContextAttributes, Decision, DetectedBy, Direction, EstablishedBy, Protocol, Tls};

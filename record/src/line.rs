@@ -283,7 +283,7 @@ pub fn summary(record: &[u8], out: &mut Vec<u8>) {
 
 /// Appends what the layout names; all of it is found in one pass over the record.
 fn lay_out<const N: usize>(record: &[u8], layout: &Layout<N>, out: &mut Vec<u8>) {
-    let mut values = [None; N];
+    let (mut values, mut more) = ([None; N], false);
     let encoded = Fields(record).filter_map(|(number, field)| match field {
         Field::Bytes(bytes) if number == 6 => named(bytes),
         Field::Bytes(_) | Field::Number(_) => None,
@@ -293,6 +293,8 @@ fn lay_out<const N: usize>(record: &[u8], layout: &Layout<N>, out: &mut Vec<u8>)
             && values[at].is_none()
         {
             values[at] = value_of(value);
+        } else {
+            more |= is_captured(name);
         }
     }
     for ((before, key), value) in layout.iter().zip(values) {
@@ -307,6 +309,20 @@ fn lay_out<const N: usize>(record: &[u8], layout: &Layout<N>, out: &mut Vec<u8>)
             (_, Some(value)) => show(value, out),
         }
     }
+    for (name, value) in attributes(record).filter(|(name, _)| more && is_captured(name.as_bytes())) {
+        out.push(b' ');
+        printable(name, out);
+        out.push(b'=');
+        if let Attribute::Text(text) = value {
+            quote(text, out);
+        }
+    }
+}
+
+/// What settings ask for besides the schema.
+fn is_captured(name: &[u8]) -> bool {
+    let prefixes = [key::HTTP_REQUEST_HEADER, key::HTTP_RESPONSE_HEADER].map(str::as_bytes);
+    name == key::URL_QUERY.as_bytes() || prefixes.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// Appends what `write` appends, with spaces up to `width`.

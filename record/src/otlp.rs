@@ -123,6 +123,12 @@ impl<'a> Attributes<'a> {
         self.int(port, u64::from(value.port()));
     }
 
+    /// Attributes that were encoded before.
+    pub(crate) fn captured(&mut self, captured: &crate::Captured) {
+        self.out.extend_from_slice(captured.bytes());
+        self.truncated |= captured.is_truncated();
+    }
+
     /// Says whether a text was cut; to be called last.
     pub(crate) fn finish(mut self) {
         if self.truncated {

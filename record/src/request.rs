@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    Code, ContextAttributes, Uid, key,
+    Captured, Code, ContextAttributes, Uid, key,
     otlp::{self, Severity},
 };
 
@@ -74,6 +74,8 @@ pub struct Request<'a> {
     pub detail: Option<&'a str>,
     /// The protocol that the connection switched to.
     pub upgraded: Option<&'a str>,
+    /// What settings ask for besides all this.
+    pub captured: Option<&'a Captured>,
 }
 
 impl Request<'_> {
@@ -91,6 +93,9 @@ impl Request<'_> {
             attributes.text(key::LOG_RECORD_UID, std::str::from_utf8(&self.uid.text()).unwrap_or_default());
             attributes.text(key::CONNECTION_UID, std::str::from_utf8(&self.connection.text()).unwrap_or_default());
             self.http(&mut attributes);
+            if let Some(captured) = self.captured {
+                attributes.captured(captured);
+            }
             if let Some(first_byte) = self.first_byte {
                 attributes.seconds(key::FIRST_BYTE_DURATION, first_byte);
             }

@@ -62,6 +62,7 @@ fn request<'a>(context: &'a ContextAttributes, path: &'a str, detail: Option<&'a
         code: Code::Ok,
         detail,
         upgraded: None,
+        captured: None,
     }
 }
 
@@ -81,6 +82,30 @@ fn text(record: &LogRecord, key: &str) -> String {
         Some(Value::StringValue(text)) => text.clone(),
         other => panic!("{key} is {other:?}"),
     }
+}
+
+#[test]
+fn what_settings_ask_for_is_in_the_record_and_in_the_lines_for_people() {
+    let (context, mut out, mut captured) = (context(), Vec::new(), Captured::default());
+    captured.text(key::URL_QUERY, "page=2");
+    captured.text("http.request.header.x-request-id", "a \"b\"\n");
+    Request { captured: Some(&captured), ..request(&context, "/a", None) }.encode(&mut out);
+    let record = decode(&out).remove(0);
+    assert_eq!(text(&record, "url.query"), "page=2");
+    assert_eq!(text(&record, "http.request.header.x-request-id"), "a \"b\"\n");
+    assert!(value(&record, key::TRUNCATED).is_none());
+    let mut line = Vec::new();
+    line::records(&out).for_each(|record| line::text(record, &mut line));
+    let line = String::from_utf8(line).unwrap();
+    assert!(
+        line.ends_with(" url.query=\"page=2\" http.request.header.x-request-id=\"a \\\"b\\\"\\u000a\"\n"),
+        "{line}"
+    );
+    // What was cut is marked in the record.
+    captured.text(key::URL_QUERY, &"x".repeat(otlp::TEXT_BYTES_MAX + 1));
+    out.clear();
+    Request { captured: Some(&captured), ..request(&context, "/a", None) }.encode(&mut out);
+    assert_eq!(value(&decode(&out)[0], key::TRUNCATED), Some(&Value::BoolValue(true)));
 }
 
 #[test]

@@ -35,6 +35,7 @@ pub fn request(context: &ContextAttributes, uids: &mut UidSource, number: u64, o
         code: Code::Ok,
         detail: None,
         upgraded: None,
+        captured: None,
     }
     .encode(out);
 }

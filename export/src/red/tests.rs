@@ -57,6 +57,7 @@ fn request(direction: Direction, client: &str, status: u16, grpc: Option<u32>, m
         code: Code::Ok,
         detail: None,
         upgraded: None,
+        captured: None,
     };
     request.encode(&mut out);
     out

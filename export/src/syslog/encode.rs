@@ -149,12 +149,16 @@ fn header(text: &str, max: usize) -> String {
 }
 
 /// The name of an attribute in structured data: without `picket.`, which the element says already, and at most 32
-/// characters, none of them `=`, `]` or `"`. A request's header is `header.NAME`.
+/// characters, none of them `=`, `]` or `"`. A request's header is `header.NAME`, an answer's `answer.NAME`.
 fn name(of: &str) -> impl Iterator<Item = u8> {
     let of = if of.is_empty() { "_" } else { of.strip_prefix("picket.").unwrap_or(of) };
     let of = of.strip_prefix("http.request.").filter(|rest| rest.starts_with("header.")).unwrap_or(of);
+    let (prefix, of) = match of.strip_prefix(key::HTTP_RESPONSE_HEADER) {
+        Some(rest) => ("answer.", rest),
+        None => ("", of),
+    };
     let legal = |c: u8| if c.is_ascii_graphic() && !matches!(c, b'=' | b']' | b'"') { c } else { b'_' };
-    of.bytes().take(NAME_BYTES_MAX).map(legal)
+    prefix.bytes().chain(of.bytes()).take(NAME_BYTES_MAX).map(legal)
 }
 
 /// Appends one parameter, its value cut at `value_max` bytes, unless it would go past `end`; true when it is there as a whole.

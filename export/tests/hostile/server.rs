@@ -239,9 +239,9 @@ async fn answer(request: http::Request<Incoming>, shared: &Shared, broken: &toki
     };
     assert!(message.len() < 3 << 20, "a request of {} bytes", message.len());
     let request = ExportLogsServiceRequest::decode(&*message).unwrap();
-    let stream = |attribute: KeyValue| match attribute.value?.value? {
-        Value::StringValue(text) if attribute.key == record::key::STREAM => Some(text),
-        _ => None,
+    let stream = |attribute: KeyValue| {
+        let Value::StringValue(text) = attribute.value?.value? else { return None };
+        (attribute.key == record::key::STREAM).then_some(text)
     };
     let resources = request.resource_logs.iter().filter_map(|logs| logs.resource.clone());
     let streams: Vec<_> = resources.map(|resource| resource.attributes.into_iter().find_map(stream)).collect();

@@ -462,7 +462,10 @@ mod tests {
             (&[own], "https://metrics:1", "https://file:4317"),
         ] {
             let found = metrics(FILE, environment).unwrap().unwrap();
-            assert_eq!((found.urls(), export(FILE, environment).urls()), (vec![of_metrics.into()], vec![of_logs.into()]));
+            assert_eq!(
+                (found.urls(), export(FILE, environment).urls()),
+                (vec![of_metrics.into()], vec![of_logs.into()])
+            );
         }
         assert!(metrics("", &[logs]).unwrap().is_none(), "what is for logs is not for metrics");
         assert_eq!(metrics("", &[own]).unwrap().unwrap().urls(), ["https://metrics:1"]);

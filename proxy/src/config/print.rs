@@ -24,6 +24,7 @@ impl Config {
             "discovery": { "file": self.discovery },
             "admin": { "address": self.admin.address },
             "baseline": self.baseline.to_json(),
+            "records": self.records.to_json(),
             "accessLog": {
                 "mode": self.access_log.mode.to_string(),
                 "format": word(&ACCESS_LOG_FORMATS, self.access_log.format),
@@ -110,7 +111,8 @@ mod tests {
                       timeout: 250ms, resource: {a.b: '0755'}}\n\
                       spool: {dir: /s, maxBytes: 1MiB, sync: always, onFull: refuse}\n\
                       syslog: {endpoint: 'tls://s:6514', roots: /r.pem, facility: audit, hostName: a}\n\
-                      metrics: {interval: 10s, attributes: [picket.code]}\n";
+                      metrics: {interval: 10s, attributes: [picket.code]}\n\
+                      records: {requestHeaders: [x-id], query: true, queryParameters: [page]}\n";
         let strict = [
             ("PICKET_INBOUND_PLAINTEXT", "strict"),
             ("PICKET_LOG_LEVEL", "info,h2=debug"),

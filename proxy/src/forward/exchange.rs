@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     account::{End, RequestAccount},
+    capture::Fields,
     connect::Connected,
     stream::Stream,
 };
@@ -241,13 +242,13 @@ impl<'a> Exchange<'a> {
             Broken::Response(Refusal { code, detail: refusal.detail })
         };
         let Some(end) = head::find_end(buffer, self.head_bytes_max).map_err(as_response)? else { return Ok(false) };
-        let response = head::response(&buffer[..end], self.request, self.close, self.down_pending.buffer()).map_err(
-            |refusal| {
-                // What was written of the refused head must not reach the client.
-                self.down_pending.buffer().clear();
-                Broken::Response(refusal)
-            },
-        )?;
+        let out = self.down_pending.buffer();
+        let see = |fields: Fields<'_>| self.account.note_response_head(fields);
+        let response = head::response(&buffer[..end], self.request, self.close, out, see).map_err(|refusal| {
+            // What was written of the refused head must not reach the client.
+            self.down_pending.buffer().clear();
+            Broken::Response(refusal)
+        })?;
         buffer.drain(..end);
         if !response.is_interim() {
             self.account.status.set(Some(response.status));

@@ -7,6 +7,8 @@ use std::mem::MaybeUninit;
 
 use record::Code;
 
+use crate::capture::{Fields, See};
+
 /// Fields that one head may have.
 pub const FIELDS_MAX: usize = 128;
 
@@ -114,11 +116,16 @@ pub fn find_end(bytes: &[u8], limit: usize) -> Result<Option<usize>, Refusal> {
     if bytes.len() > limit { refuse(Code::RequestHeadTooLarge, "the head is over the limit") } else { Ok(None) }
 }
 
-/// Parses a complete request head and appends to `out` the head to forward.
+/// Parses a complete request head and appends to `out` the head to forward. `see` gets the fields and the query of a head that is
+/// forwarded.
 ///
 /// # Errors
 /// With the code of the refusal; `out` may then hold a part of a head.
-pub fn request(bytes: &[u8], out: &mut Vec<u8>) -> Result<RequestHead, Refusal> {
+pub fn request(
+    bytes: &[u8],
+    out: &mut Vec<u8>,
+    see: impl FnOnce(Fields<'_>, Option<&str>),
+) -> Result<RequestHead, Refusal> {
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
     let mut parsed = httparse::Request::new(&mut []);
     match parsed.parse_with_uninit_headers(bytes, &mut fields) {
@@ -131,7 +138,7 @@ pub fn request(bytes: &[u8], out: &mut Vec<u8>) -> Result<RequestHead, Refusal> 
     let (Some(method), Some(target), Some(minor_version)) = (parsed.method, parsed.path, parsed.version) else {
         return refuse(Code::RequestMalformed, "the request line is not complete");
     };
-    let fields = Fields::read(parsed.headers)?;
+    let fields = Framed::read(parsed.headers)?;
     let (path, target_authority) = check_target(method, target)?;
     let host = fields.host(minor_version)?;
     if let (Some(authority), Some(host)) = (target_authority, host)
@@ -148,6 +155,7 @@ pub fn request(bytes: &[u8], out: &mut Vec<u8>) -> Result<RequestHead, Refusal> 
         out.extend_from_slice(part.as_bytes());
     }
     fields.write(parsed.headers, upgrade, out);
+    see(&shown(parsed.headers), target.split_once('?').map(|(_, query)| query));
     Ok(RequestHead {
         method: method.to_owned(),
         path: path.to_owned(),
@@ -162,11 +170,17 @@ pub fn request(bytes: &[u8], out: &mut Vec<u8>) -> Result<RequestHead, Refusal> 
 
 /// Parses a complete response head to `request` and appends to `out` the head to forward.
 ///
-/// `close` adds `Connection: close`, for a client connection that ends with this answer.
+/// `close` adds `Connection: close`, for a client connection that ends with this answer. `see` gets the fields of a final answer.
 ///
 /// # Errors
 /// With the code of the refusal; `out` may then hold a part of a head.
-pub fn response(bytes: &[u8], request: &RequestHead, close: bool, out: &mut Vec<u8>) -> Result<ResponseHead, Refusal> {
+pub fn response(
+    bytes: &[u8],
+    request: &RequestHead,
+    close: bool,
+    out: &mut Vec<u8>,
+    see: impl FnOnce(Fields<'_>),
+) -> Result<ResponseHead, Refusal> {
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
     let mut parsed = httparse::Response::new(&mut []);
     match httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut parsed, bytes, &mut fields) {
@@ -179,7 +193,7 @@ pub fn response(bytes: &[u8], request: &RequestHead, close: bool, out: &mut Vec<
         return refuse(Code::ResponseMalformed, "the status line is not complete");
     };
     let as_response = |refusal: Refusal| Refusal { code: Code::ResponseMalformed, detail: refusal.detail };
-    let fields = Fields::read(parsed.headers).map_err(as_response)?;
+    let fields = Framed::read(parsed.headers).map_err(as_response)?;
     let framing = fields.response_framing(status, request).map_err(as_response)?;
     let upgrade = if status == 101 { fields.upgrade() } else { None };
     if status == 101 && (request.upgrade.is_none() || upgrade.is_none()) {
@@ -198,11 +212,12 @@ pub fn response(bytes: &[u8], request: &RequestHead, close: bool, out: &mut Vec<
         out.extend_from_slice(b"connection: close\r\n");
     }
     fields.write(parsed.headers, upgrade, out);
-    Ok(ResponseHead {
-        status,
-        framing,
-        keep_alive: minor_version == 1 && !fields.close && framing != Framing::UntilClose,
-    })
+    let keep_alive = minor_version == 1 && !fields.close && framing != Framing::UntilClose;
+    let head = ResponseHead { status, framing, keep_alive };
+    if !head.is_interim() {
+        see(&shown(parsed.headers));
+    }
+    Ok(head)
 }
 
 /// Checks a request target (RFC 9112 section 3.2): the path without query, and the authority of an absolute form.
@@ -229,9 +244,14 @@ fn check_target<'a>(method: &str, target: &'a str) -> Result<(&'a str, Option<&'
     Ok((path.split('?').next().unwrap_or(path), authority))
 }
 
+/// The fields, for whoever records them.
+fn shown(fields: &[httparse::Header<'_>]) -> impl Fn(&mut See<'_>) {
+    |see| fields.iter().for_each(|field| see(field.name, field.value))
+}
+
 /// The fields that decide about framing and about the hop.
 #[derive(Default)]
-struct Fields<'a> {
+struct Framed<'a> {
     host: Option<&'a [u8]>,
     content_length: Option<u64>,
     chunked: bool,
@@ -241,7 +261,7 @@ struct Fields<'a> {
     trace: Option<TraceParent>,
 }
 
-impl<'a> Fields<'a> {
+impl<'a> Framed<'a> {
     fn read(fields: &[httparse::Header<'a>]) -> Result<Self, Refusal> {
         let mut read = Self::default();
         for field in fields {
@@ -393,7 +413,7 @@ mod tests {
     fn check(input: &str) -> Result<(RequestHead, String), Code> {
         let end = find_end(input.as_bytes(), 65536).map_err(|refusal| refusal.code)?.ok_or(Code::RequestMalformed)?;
         let mut out = Vec::new();
-        let head = request(&input.as_bytes()[..end], &mut out).map_err(|refusal| refusal.code)?;
+        let head = request(&input.as_bytes()[..end], &mut out, |_, _| ()).map_err(|refusal| refusal.code)?;
         Ok((head, String::from_utf8(out).unwrap()))
     }
 
@@ -474,7 +494,8 @@ mod tests {
     #[test]
     fn responses_are_framed_as_their_request_asks() {
         let (get, _) = check("GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
-        let framing = |text: &str| response(text.as_bytes(), &get, false, &mut Vec::new()).map(|head| head.framing);
+        let framing =
+            |text: &str| response(text.as_bytes(), &get, false, &mut Vec::new(), |_| ()).map(|head| head.framing);
         assert_eq!(framing("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"), Ok(Framing::Length(5)));
         assert_eq!(framing("HTTP/1.1 200 OK\r\n\r\n"), Ok(Framing::UntilClose));
         assert_eq!(framing("HTTP/1.1 204 No Content\r\n\r\n"), Ok(Framing::None));

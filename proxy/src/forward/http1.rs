@@ -5,7 +5,7 @@
 
 use std::{cell::RefCell, io, time::Duration};
 
-use record::{ClosedBy, Code, HttpVersion};
+use record::{Captured, ClosedBy, Code, HttpVersion};
 use tokio::{io::AsyncWriteExt, time::timeout};
 
 use super::{
@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     account::{End, RequestAccount},
+    capture::Fields,
     connect::Connected,
     error::ConnectionError,
     stream::Stream,
@@ -158,7 +159,13 @@ impl Session<'_> {
     /// Forwards the request whose head is the first `end` bytes of the buffer.
     async fn request(&mut self, end: usize) -> Result<Next, ConnectionError> {
         let mut forwarded = Vec::with_capacity(end + 64);
-        let request = match head::request(&self.buffer[..end], &mut forwarded) {
+        let (capture, mut captured) = (self.hop.account.capture(), None::<Box<Captured>>);
+        let see = |fields: Fields<'_>, query: Option<&str>| {
+            if let Some(capture) = capture {
+                capture.request(fields, query, captured.get_or_insert_default());
+            }
+        };
+        let request = match head::request(&self.buffer[..end], &mut forwarded, see) {
             Ok(request) => request,
             Err(refusal) => return self.refuse(&refusal).await.map(Next::Close),
         };
@@ -167,6 +174,7 @@ impl Session<'_> {
         let (method, path, authority) = (&request.method, &request.path, request.authority.as_deref());
         let mut account = RequestAccount::open(&self.hop.account, method, path, authority, version);
         account.trace = request.trace;
+        account.note_captured(captured);
         loop {
             let fresh = account.resends > 0;
             let mut server = match self.server(fresh).await {

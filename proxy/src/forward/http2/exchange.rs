@@ -13,6 +13,7 @@ use record::{Code, HttpVersion};
 use super::{Ending, servers::Lease};
 use crate::{
     account::{End, RequestAccount},
+    capture::See,
     error::{ConnectionError, is_cut},
     forward::{
         Hop,
@@ -75,7 +76,10 @@ pub(super) async fn exchange(hop: Rc<Hop>, request: Request<RecvStream>, mut res
     let hop = &*hop;
     let mut account = open(hop, &request);
     let result = match check(hop, &request) {
-        Ok(()) => forward(hop, request, &mut respond, &mut account).await,
+        Ok(()) => {
+            note_head(hop, &request, &mut account);
+            forward(hop, request, &mut respond, &mut account).await
+        }
         Err(refusal) => Err(Cut::from(refusal)),
     };
     let Err(Cut { code, detail, reason, .. }) = result else {
@@ -107,6 +111,19 @@ fn open(hop: &Hop, request: &Request<RecvStream>) -> RequestAccount {
     account.is_grpc = text("content-type").is_some_and(|value| value.starts_with(b"application/grpc"));
     account.trace = text("traceparent").and_then(trace_parent);
     account
+}
+
+/// Notes what settings ask for of a head that is forwarded.
+fn note_head(hop: &Hop, request: &Request<RecvStream>, account: &mut RequestAccount) {
+    if let Some(capture) = hop.account.capture() {
+        let mut captured = Box::default();
+        capture.request(&shown(request.headers()), request.uri().query(), &mut captured);
+        account.note_captured(Some(captured));
+    }
+}
+
+fn shown(headers: &HeaderMap) -> impl Fn(&mut See<'_>) {
+    |see| headers.iter().for_each(|(name, value)| see(name.as_str(), value.as_bytes()))
 }
 
 /// What h2 lets through and a server could misread, or could not hold (RFC 9113 sections 8.3.1 and 10.5.1).
@@ -229,6 +246,7 @@ async fn receive(
     account.answered();
     account.status.set(Some(response.status().as_u16()));
     account.grpc_status.set(status_of_call(response.headers()));
+    account.note_response_head(&shown(response.headers()));
     let (head, mut body) = response.into_parts();
     let ends = body.is_end_stream();
     let mut to_client =
