@@ -90,6 +90,16 @@ async fn grpc_stores_and_loses_the_answer() {
 }
 
 #[tokio::test]
+async fn grpc_breaks_within_the_answer() {
+    survives("grpc-within", grpc, |_| Reply::StoreAndCutWithin).await;
+}
+
+#[tokio::test]
+async fn http_breaks_within_the_answer() {
+    survives("http-within", http, |_| Reply::StoreAndCutWithin).await;
+}
+
+#[tokio::test]
 async fn http_unavailable() {
     survives("http-unavailable", http, |_| Reply::Http(503, None)).await;
 }

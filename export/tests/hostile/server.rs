@@ -33,6 +33,7 @@ use tokio::{
     task::JoinHandle,
 };
 use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
+use tokio_stream::StreamExt as _;
 
 /// A request, as a behaviour sees it.
 pub(crate) struct Seen<'a> {
@@ -56,8 +57,10 @@ pub(crate) enum Reply {
     Slow(Duration),
     /// Nothing is stored, and the connection breaks.
     Cut,
-    /// All is stored, and the connection breaks within the answer.
+    /// All is stored, and the connection breaks before the answer.
     StoreAndCut,
+    /// All is stored, and the connection breaks within the answer.
+    StoreAndCutWithin,
 }
 
 type Behaviour = Box<dyn FnMut(&Seen<'_>) -> Reply + Send>;
@@ -213,7 +216,11 @@ async fn serve(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, sha
 
 type Body = BoxBody<Bytes, Infallible>;
 
-async fn answer(request: http::Request<Incoming>, shared: &Shared, broken: &tokio::sync::Notify) -> Response<Body> {
+async fn answer(
+    request: http::Request<Incoming>,
+    shared: &Shared,
+    broken: &Arc<tokio::sync::Notify>,
+) -> Response<Body> {
     let (head, body) = request.into_parts();
     let is_grpc = head.headers[http::header::CONTENT_TYPE] == "application/grpc";
     let path = if is_grpc { "/opentelemetry.proto.collector.logs.v1.LogsService/Export" } else { "/v1/logs" };
@@ -261,7 +268,7 @@ async fn act(
     reply: Reply,
     records: &[LogRecord],
     shared: &Shared,
-    broken: &tokio::sync::Notify,
+    broken: &Arc<tokio::sync::Notify>,
     is_grpc: bool,
 ) -> Response<Body> {
     let store = |records: &[LogRecord], acknowledged| shared.stored.lock().unwrap().store(records, acknowledged);
@@ -304,6 +311,17 @@ async fn act(
             store(records, false);
             broken.notify_one();
             std::future::pending().await
+        }
+        Reply::StoreAndCutWithin => {
+            store(records, false);
+            let (broken, begun) = (Arc::clone(broken), Frame::data(Bytes::from_static(&[0; 3])));
+            // What has begun is on its way first.
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                broken.notify_one();
+            });
+            let frames = tokio_stream::once(Ok(begun)).chain(tokio_stream::pending());
+            Response::new(BodyExt::boxed(StreamBody::new(frames)))
         }
     }
 }
