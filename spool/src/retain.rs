@@ -6,11 +6,13 @@ use crate::{
     Error, Gap, OnFull, Reason, Spool, Storage,
     append::{Active, REPORTS_MAX},
     chain,
-    segment::{HEADER_BYTES, Header, Kind, Scan, Scanned},
+    segment::{ENTRY_BYTES, HEADER_BYTES, Header, Kind, PAYLOAD_BYTES_MAX, Scan, Scanned},
     shared::{Segment, note},
     storage,
 };
 
+/// Bytes of a segment that are read at once.
+const WINDOW_BYTES: usize = 256 << 10;
 /// Bytes of the entry of a gap record at most.
 pub(crate) const REPORT_BYTES_MAX: u64 = 768;
 
@@ -241,14 +243,9 @@ fn follow(digest: &mut Option<[u8; 32]>, end: u64, found: &Scanned<'_>) {
 /// What a segment holds of the numbers `from..=to`.
 pub(crate) fn content(store: &dyn Storage, segment: &Segment, from: u64, to: u64) -> Content {
     let overlap = |first: u64, last: u64| (last.min(to) + 1).saturating_sub(first.max(from));
-    let size = usize::try_from(segment.bytes).unwrap_or(usize::MAX).saturating_sub(HEADER_BYTES);
-    let Ok(bytes) = store.read(&segment.name(), HEADER_BYTES as u64, size) else {
-        let records = overlap(segment.first, segment.last);
-        return Content { records, reports: Vec::new(), before: None, after: None };
-    };
     let digest = header(store, segment).map(|header| header.digest);
     let mut content = Content { records: 0, reports: Vec::new(), before: digest, after: digest };
-    for found in Scan::new(&bytes, segment.epoch, segment.first.saturating_sub(1)) {
+    let done = walk(store, segment, |found| {
         follow(&mut content.before, from, &found);
         follow(&mut content.after, to.saturating_add(1), &found);
         match found {
@@ -261,6 +258,34 @@ pub(crate) fn content(store: &dyn Storage, segment: &Segment, from: u64, to: u64
             }
             Scanned::Damage { first, last, .. } => content.records += overlap(first, last),
         }
+    });
+    if done.is_err() {
+        let records = overlap(segment.first, segment.last);
+        return Content { records, reports: Vec::new(), before: None, after: None };
     }
     content
+}
+
+/// Shows what a segment holds, a window at a time: memory is that of the window, or of the longest entry.
+fn walk(store: &dyn Storage, segment: &Segment, mut see: impl FnMut(Scanned<'_>)) -> std::io::Result<()> {
+    let end = usize::try_from(segment.bytes).unwrap_or(usize::MAX).saturating_sub(HEADER_BYTES);
+    let (mut offset, mut last, mut size) = (0, segment.first.saturating_sub(1), WINDOW_BYTES);
+    while offset < end {
+        let size_now = size.min(end - offset);
+        let bytes = store.read(&segment.name(), (HEADER_BYTES + offset) as u64, size_now)?;
+        let whole = offset + bytes.len() >= end || bytes.len() < size_now;
+        let scan = if whole { Scan::new } else { Scan::window };
+        let mut scan = scan(&bytes, segment.epoch, last);
+        scan.by_ref().for_each(&mut see);
+        if whole {
+            break;
+        }
+        if scan.offset() == 0 {
+            // Longer than the window, or damaged: as the reader does it.
+            let longest = ENTRY_BYTES + PAYLOAD_BYTES_MAX;
+            size = if size < longest { longest } else { usize::MAX };
+        }
+        (offset, last) = (offset + scan.offset(), scan.sequence());
+    }
+    Ok(())
 }

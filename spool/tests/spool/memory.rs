@@ -30,6 +30,8 @@ pub(crate) struct Inner {
     pub(crate) fail_truncate: bool,
     pub(crate) free: Option<u64>,
     pub(crate) syncs: usize,
+    /// Bytes of the longest read.
+    pub(crate) longest_read: usize,
 }
 
 /// The disk.
@@ -153,8 +155,10 @@ impl Storage for Memory {
 
     fn read(&self, name: &str, offset: u64, max: usize) -> io::Result<Vec<u8>> {
         let mut inner = self.lock();
-        let rest = inner.file(name)?.data.get(offset as usize..).unwrap_or_default().to_vec();
-        Ok(rest[..rest.len().min(max)].to_vec())
+        let rest = inner.file(name)?.data.get(offset as usize..).unwrap_or_default();
+        let read = rest[..rest.len().min(max)].to_vec();
+        inner.longest_read = inner.longest_read.max(read.len());
+        Ok(read)
     }
 
     fn write_at(&self, name: &str, offset: u64, bytes: &[u8], durable: bool) -> io::Result<()> {

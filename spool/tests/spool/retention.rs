@@ -52,6 +52,27 @@ fn a_small_spool_and_a_collector_that_is_away_for_an_hour() {
 }
 
 #[test]
+fn what_goes_is_looked_at_in_small_pieces() {
+    let disk = Memory::new();
+    let (mut spool, mut reader, _) = open_with(&disk, Config { max_bytes: 16 << 20, ..config() });
+    let mut next = 1;
+    while spool.status().lost(Reason::SpoolFull) == 0 {
+        append(&mut spool, SECOND, next..next + 500).unwrap();
+        spool.sync().unwrap();
+        next += 500;
+    }
+    let longest = disk.lock().longest_read;
+    assert!((1..=256 << 10).contains(&longest), "{longest} bytes of a segment of 1 MiB");
+    spool.report(2 * SECOND).unwrap();
+    spool.sync().unwrap();
+    let read = read_all(&mut reader, 1 << 20);
+    assert_eq!(read.unexplained(spool.tip().next - 1), Vec::<u64>::new());
+    let [gap] = read.gaps[..] else { panic!("{:?}", read.gaps) };
+    assert_eq!((gap.records, gap.first), (gap.last, 1));
+    assert!(gap.before.is_some() && gap.after.is_some(), "{gap:?}");
+}
+
+#[test]
 fn restarts_in_between_change_nothing() {
     check(Config { max_bytes: 256 << 10, ..config() }, SECOND, true);
 }
