@@ -167,7 +167,8 @@ fn on_a_full_disk_with_refuse_connections_are_refused_until_there_is_room() {
     let collector = Collector::start(&scene.stage.mesh.net.link, scene.collector).unwrap();
     full(0).unwrap();
     curl().unwrap();
-    assert_eq!(scene.said("less free than spool.minFreeBytes"), 1, "the alert disk_low");
+    until("the alert disk_low", DEADLINE, || Ok((scene.said("less free than spool.minFreeBytes") == 1).then_some(())))
+        .unwrap();
     // Each refused connection was to be on record; where there was no room for that, a gap record says so.
     let gaps = scene.settle_with(&collector);
     assert!(gaps.iter().all(|gap| gap.reason == "disk_low"), "{gaps:?}");
@@ -207,10 +208,13 @@ fn on_a_disk_that_turned_read_only_traffic_goes_on_and_each_loss_is_counted() {
     // What the kernel does by itself when it finds an error on the disk; this file system is never writable again.
     scene.script("echo 1 > /sys/fs/ext4/$(basename $(findmnt -no SOURCE $SPOOL))/trigger_fs_error");
     scene.losses(200);
+    until("the alert spool_failing", DEADLINE, || {
+        Ok((scene.said("the spool cannot be written, and records are lost") == 1).then_some(()))
+    })
+    .unwrap();
     went_on(load);
     assert_eq!(scene.said("the spool loses records"), 1);
     assert_eq!(scene.said("records are being lost"), 0);
-    assert_eq!(scene.said("the spool cannot be written, and records are lost"), 1, "the alert spool_failing");
     // With a disk that works, the next process goes on; what was written before arrives.
     let directory = scene.directory();
     scene
