@@ -5,6 +5,7 @@
 //! Leaves to the reader: what the figures mean on another machine; the ratios travel better than the figures.
 
 mod authority;
+mod away;
 mod certificates;
 mod envoy;
 mod handshake;
@@ -85,6 +86,8 @@ enum Command {
     Handshake(handshake::Arguments),
     /// CPU of the CA for a certificate, against the bare cryptography.
     Issuance(issuance::Arguments),
+    /// Memory of proxies at full rate while the collector is away.
+    Away(away::Arguments),
     /// Many proxies come back to the CA at once: how long each waits, and what the CA holds.
     Reconnect(reconnect::Arguments),
 }
@@ -94,6 +97,7 @@ impl Command {
         match self {
             Self::Handshake(arguments) => handshake::run(arguments),
             Self::Issuance(arguments) => issuance::run(arguments),
+            Self::Away(arguments) => away::run(arguments),
             Self::Reconnect(arguments) => reconnect::run(arguments),
         }
     }

@@ -118,7 +118,7 @@ struct Plain {
 }
 
 /// A Picket pair in its own network. Fields are dropped in order.
-struct Meshed {
+pub(crate) struct Meshed {
     variant: Variant,
     _application: Nginx,
     mesh: Mesh,
@@ -131,6 +131,8 @@ pub(crate) struct Stage {
     meshes: Vec<Meshed>,
 }
 
+/// Where collectors listen.
+const COLLECTOR: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(LINK_IPV4), 4317);
 /// Last number of the service's address, and its ports.
 const SERVICE: u8 = 10;
 const SERVICE_HTTP1: u16 = 80;
@@ -233,13 +235,33 @@ impl Plain {
 
 impl Meshed {
     fn start(variant: Variant, large_bytes: u64, programs: Option<&PathBuf>) -> Result<Self> {
-        let net = Net::new()?;
-        let sink = match variant {
-            Variant::Picket | Variant::PicketBaseline => {
-                Some(Sink::start(&net.link, SocketAddr::from((LINK_IPV4, 4317)))?)
-            }
-            Variant::Direct | Variant::Nginx | Variant::NginxBuffered | Variant::Envoy | Variant::PicketNoOtlp => None,
+        let settings = Settings { programs: programs.cloned(), ..Settings::default() };
+        let has_sink = match variant {
+            Variant::Picket | Variant::PicketBaseline => true,
+            Variant::Direct | Variant::Nginx | Variant::NginxBuffered | Variant::Envoy | Variant::PicketNoOtlp => false,
         };
+        Self::with(variant, large_bytes, has_sink, settings)
+    }
+
+    /// A pair that keeps its records in spools.
+    pub(crate) fn spooled() -> Result<Self> {
+        let spool = serde_json::json!({ "maxBytes": "64MiB", "minFreeBytes": "1MiB" });
+        Self::with(Variant::Picket, 1, true, Settings { spool: Some(spool), ..Settings::default() })
+    }
+
+    /// Lets the collector come, or go.
+    pub(crate) fn collector(&mut self, there: bool) -> Result<()> {
+        match (there, &self.sink) {
+            (true, None) => self.sink = Some(Sink::start(&self.mesh.net.link, COLLECTOR)?),
+            (false, Some(_)) => self.sink = None,
+            (true, Some(_)) | (false, None) => {}
+        }
+        Ok(())
+    }
+
+    fn with(variant: Variant, large_bytes: u64, has_sink: bool, settings: Settings) -> Result<Self> {
+        let net = Net::new()?;
+        let sink = if has_sink { Some(Sink::start(&net.link, COLLECTOR)?) } else { None };
         let port = |port, target, protocol: &str| ServicePort { port, target, app_protocol: Some(protocol.to_owned()) };
         let service = Service {
             name: "bench".to_owned(),
@@ -247,18 +269,15 @@ impl Meshed {
             ports: vec![port(SERVICE_HTTP1, APP_HTTP1, "http"), port(SERVICE_HTTP2, APP_HTTP2, "http2")],
             endpoints: vec![Endpoint::of("server")],
         };
-        let settings = Settings {
-            collector: sink.as_ref().map(Sink::address),
-            programs: programs.cloned(),
-            ..Settings::default()
-        };
+        let settings = Settings { collector: sink.as_ref().map(Sink::address), ..settings };
         let workloads = [Workload::meshed("client"), Workload::meshed("server")];
         let mesh = Mesh::start(net, &settings, &workloads, &[service])?;
         let application = Nginx::application(&mesh.pod("server")?.pod, large_bytes, &mesh.directory)?;
         Ok(Self { variant, _application: application, mesh, sink })
     }
 
-    fn subject(&self) -> Result<Subject<'_>> {
+    /// What can be measured.
+    pub(crate) fn subject(&self) -> Result<Subject<'_>> {
         let proxy = |pod: &str| {
             let pid = self.mesh.pod(pod)?.proxy.as_ref().context("a meshed pod has a proxy")?.pid();
             let log = self.mesh.directory.path().join(format!("{pod}-proxy.out"));
