@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use identity::{SpiffeId, SpiffeIdError};
 use rcgen::{
-    CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, PublicKeyData, SanType,
-    SubjectPublicKeyInfo,
+    CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    PublicKeyData, SanType, SignatureAlgorithm,
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer};
@@ -19,12 +19,12 @@ use time::format_description::well_known::Rfc3339;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::oid_registry::{OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY};
 use x509_parser::prelude::FromDer;
-use x509_parser::x509::SubjectPublicKeyInfo as ParsedKey;
+use x509_parser::x509::SubjectPublicKeyInfo;
 
 use crate::authority::Authority;
 use crate::pki::{PkiError, random_serial, sha256};
 use crate::policy::Grant;
-use crate::state::Sha256;
+use crate::state::{Sha256, hex};
 
 /// A P-256 request has under 1 KiB in PEM.
 pub const CSR_BYTES_MAX: usize = 16 << 10;
@@ -107,11 +107,30 @@ pub struct Issued {
     pub not_after: OffsetDateTime,
 }
 
+/// A P-256 key out of a signing request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeafKey {
+    /// The point, uncompressed (SEC 1, section 2.3.3).
+    point: [u8; 65],
+    /// Digest of its SubjectPublicKeyInfo (DER).
+    pub sha256: Sha256,
+}
+
+impl PublicKeyData for LeafKey {
+    fn der_bytes(&self) -> &[u8] {
+        &self.point
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        &PKCS_ECDSA_P256_SHA256
+    }
+}
+
 /// Takes the public key out of a signing request in PEM; names and extensions in it are not looked at.
 ///
 /// # Errors
 /// See [`CsrError`].
-pub fn read_csr(pem: &str) -> Result<SubjectPublicKeyInfo, CsrError> {
+pub fn read_csr(pem: &str) -> Result<LeafKey, CsrError> {
     if pem.len() > CSR_BYTES_MAX {
         return Err(CsrError::TooLong(pem.len()));
     }
@@ -119,20 +138,16 @@ pub fn read_csr(pem: &str) -> Result<SubjectPublicKeyInfo, CsrError> {
     let der = der.map_err(|error| CsrError::Pem(error.to_string()))?;
     let Ok(([], request)) = X509CertificationRequest::from_der(&der) else { return Err(CsrError::Malformed) };
     let key = &request.certification_request_info.subject_pki;
-    if !is_p256(key) {
-        return Err(CsrError::Key);
-    }
+    let point = p256_point(key).ok_or(CsrError::Key)?;
     request.verify_signature().map_err(|_| CsrError::Signature)?;
-    SubjectPublicKeyInfo::from_der(key.raw).map_err(|_| CsrError::Key)
+    Ok(LeafKey { point, sha256: sha256(key.raw) })
 }
 
-fn is_p256(key: &ParsedKey<'_>) -> bool {
+fn p256_point(key: &SubjectPublicKeyInfo<'_>) -> Option<[u8; 65]> {
     let curve = key.algorithm.parameters.as_ref().and_then(|parameters| parameters.as_oid().ok());
-    let point = key.subject_public_key.data.as_ref();
-    key.algorithm.algorithm == OID_KEY_TYPE_EC_PUBLIC_KEY
-        && curve == Some(OID_EC_P256)
-        && point.len() == 65
-        && point.first() == Some(&4)
+    let point = <[u8; 65]>::try_from(key.subject_public_key.data.as_ref()).ok()?;
+    let is_p256 = key.algorithm.algorithm == OID_KEY_TYPE_EC_PUBLIC_KEY && curve == Some(OID_EC_P256);
+    (is_p256 && point[0] == 4).then_some(point)
 }
 
 /// Signs a certificate for a workload.
@@ -190,7 +205,7 @@ pub(crate) fn sign(
         key_sha256: sha256(&key.subject_public_key_info()),
         issuer_sha256: authority.sha256,
         der: leaf.der().clone(),
-        serial: serial.to_bytes().iter().map(|byte| format!("{byte:02x}")).collect(),
+        serial: hex(&serial.to_bytes()),
         not_before: params.not_before,
         not_after: params.not_after,
     })

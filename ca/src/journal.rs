@@ -97,7 +97,6 @@ impl Journal {
     pub fn issued(&self, asked: &Asked<'_>, identity: &str, issued: &Issued) {
         self.counters.issued.fetch_add(1, Relaxed);
         let not_after = utc(issued.not_after);
-        let (issuer, public_key) = (issued.issuer_sha256.to_string(), issued.key_sha256.to_string());
         let who = Who::of(asked);
         tracing::info!(
             serial = issued.serial,
@@ -110,6 +109,8 @@ impl Journal {
             source = %asked.source,
             "certificate issued"
         );
+        let Some(events) = &self.events else { return };
+        let (issuer, public_key) = (issued.issuer_sha256.to_string(), issued.key_sha256.to_string());
         let mut attributes = vec![
             (key::ISSUANCE_RESULT, Value::Text("issued")),
             (key::CERTIFICATE_IDENTITY, Value::Text(identity)),
@@ -120,7 +121,7 @@ impl Journal {
         ];
         let address = asked.source.ip().to_string();
         who.describe(&mut attributes, &address, asked.source.port());
-        self.record(EventName::Issuance, Severity::Info, &attributes);
+        events.emit(EventName::Issuance, Severity::Info, &attributes);
     }
 
     /// A call was refused.

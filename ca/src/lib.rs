@@ -43,6 +43,7 @@ pub mod service;
 #[cfg(test)]
 mod hostile_tests;
 pub mod follow;
+mod gather;
 pub mod serve;
 pub mod metrics;
 pub mod admin;

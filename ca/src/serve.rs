@@ -9,6 +9,7 @@
 //! they may have, and what is sent (`service`, `follow`).
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -36,6 +37,7 @@ use tokio_rustls::TlsAcceptor;
 use tower::Service as _;
 
 use crate::follow;
+use crate::gather::Gather;
 use crate::issue::{self, IssueError};
 use crate::pki::{self, PkiError};
 use crate::policy;
@@ -354,9 +356,10 @@ async fn serve_connection(
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES)
         .max_send_buf_size(WINDOW_BYTES as usize);
-    let mut served = pin!(http.serve_connection(TokioIo::new(stream), handler));
+    let stream = Gather::new(stream);
+    let mut served = pin!(http.serve_connection(TokioIo::new(stream.clone()), handler));
     let politely = tokio::select! {
-        _ended = served.as_mut() => return,
+        () = poll_fn(|cx| stream.turn(cx, served.as_mut())) => return,
         politely = connection.end() => politely,
         // The sender stays until all connections are gone.
         _stop = stopped.wait_for(|stopped| *stopped) => true,
@@ -366,7 +369,7 @@ async fn serve_connection(
         // A stream has no end of its own; a call has.
         let grace = if connection.following.load(SeqCst) { TICK } else { CALL_TIMEOUT };
         // Whether it ended or not, it is dropped now.
-        let _ended = timeout(grace, served).await;
+        let _ended = timeout(grace, poll_fn(|cx| stream.turn(cx, served.as_mut()))).await;
     }
 }
 

@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use api::istio_ca::IstioCertificateRequest;
 use identity::SpiffeId;
-use rcgen::PublicKeyData;
 use time::OffsetDateTime;
 use tonic::metadata::MetadataMap;
 
@@ -16,7 +15,6 @@ use crate::attest::{Attest, Caller, TokenError};
 use crate::followers::{Followers, Who};
 use crate::issue::{self, Issued};
 use crate::journal::{Asked, Journal};
-use crate::pki;
 use crate::policy::Policy;
 use crate::refusal::CallError;
 use crate::trust::{Snapshot, Trust};
@@ -106,7 +104,7 @@ impl Service {
         let Snapshot { state, signing, .. } = &*self.trust.signing(now.unix_timestamp())?;
         let grant = self.policy.decide(caller, asked.validity_duration, state)?;
         let key = issue::read_csr(&asked.csr)?;
-        self.policy.admit_key(pki::sha256(&key.subject_public_key_info()), state)?;
+        self.policy.admit_key(key.sha256, state)?;
         let issued = issue::issue(signing, &key, &grant, now)?;
         let (end, now) = (issued.not_after.unix_timestamp(), now.unix_timestamp());
         let who = who(caller, &grant.id, source);

@@ -98,7 +98,8 @@ enum Certs {
         #[command(flatten)]
         authority: Authority,
     },
-    /// Take a root whose key is in wrong hands out of the trust bundle now: certificates under it are of no use any more.
+    /// Take a root whose key is in wrong hands out of the trust bundle now: certificates under it are of no use any more,
+    /// and connections that were proved with them are cut.
     Drop {
         /// The root, by the SHA-256 of its certificate; not the one that signs.
         #[arg(long)]
@@ -150,7 +151,7 @@ struct Subject {
     /// A SPIFFE ID.
     #[arg(long)]
     identity: Option<String>,
-    /// A public key, by the SHA-256 of its SubjectPublicKeyInfo.
+    /// A public key, by the SHA-256 of its SubjectPublicKeyInfo; of an issuer that signs no more, with all under it.
     #[arg(long)]
     key: Option<String>,
     /// A pod, by its uid: it gets no certificate any more. Peers do not know pods: deny its serial, too.

@@ -5,20 +5,18 @@
 //! `system:serviceaccount:<namespace>:<name>`; each refusal has its reason. The file is read again when its content
 //! changes, and a bad one changes nothing. No clock: the time is an argument.
 
-use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use jsonwebtoken::dangerous::insecure_decode;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgorithm};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
 use serde::Deserialize;
 
+use super::verified::{Says, Verified};
 use super::{Attest, Caller, TokenError};
 use crate::pki::sha256;
-use crate::state::Sha256;
 
 /// A ServiceAccount token has about 1 KiB.
 const TOKEN_BYTES_MAX: usize = 16 << 10;
@@ -26,8 +24,6 @@ const TOKEN_BYTES_MAX: usize = 16 << 10;
 const FILE_BYTES_MAX: usize = 256 << 10;
 /// How far our clock and the token issuer's may be apart, in seconds.
 const LEEWAY_SECONDS: u64 = 30;
-/// Tokens whose signature was found good are remembered, up to this many: a proxy shows the same one again and again.
-const VERIFIED_MAX: usize = 4096;
 /// An RSA key below this is broken with money.
 const RSA_BITS_MIN: usize = 2048;
 
@@ -129,25 +125,12 @@ pub struct Expected {
 /// The keys of one reading of the file, and the tokens that one of them has signed: with the keys goes what they vouched for.
 struct Keys {
     keys: Vec<Key>,
-    verified: Mutex<HashSet<Sha256>>,
+    verified: Verified,
 }
 
 impl Keys {
     fn read(text: &[u8]) -> Result<Self, KeySetError> {
-        Ok(Self { keys: read_keys(text)?, verified: Mutex::default() })
-    }
-
-    fn is_verified(&self, token: &Sha256) -> bool {
-        // A set is whole at any time.
-        self.verified.lock().unwrap_or_else(PoisonError::into_inner).contains(token)
-    }
-
-    fn remember(&self, token: Sha256) {
-        let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
-        if verified.len() >= VERIFIED_MAX {
-            verified.clear();
-        }
-        verified.insert(token);
+        Ok(Self { keys: read_keys(text)?, verified: Verified::default() })
     }
 }
 
@@ -181,7 +164,7 @@ impl KeySet {
         if *seen == text {
             return Ok(false);
         }
-        self.keys.store(std::sync::Arc::new(Keys::read(&text)?));
+        self.keys.store(Arc::new(Keys::read(&text)?));
         *seen = text;
         Ok(true)
     }
@@ -190,7 +173,11 @@ impl KeySet {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(TokenError::TooLong(token.len()));
         }
-        let claims = self.verify_signature(token)?;
+        let (keys, digest) = (self.keys.load(), sha256(token.as_bytes()));
+        if let Some(says) = keys.verified.get(&digest) {
+            return check_time(says.begins, says.ended, now).map(|()| says.caller.clone());
+        }
+        let claims = verify_signature(&keys.keys, token)?;
         let expected = &self.expected;
         if claims.iss != expected.issuer {
             return Err(TokenError::Issuer { expected: expected.issuer.clone(), found: claims.iss });
@@ -202,57 +189,55 @@ impl KeySet {
         if !audiences.contains(&expected.audience) {
             return Err(TokenError::Audience { expected: expected.audience.clone(), found: audiences });
         }
-        if now >= claims.exp.saturating_add(LEEWAY_SECONDS) {
-            return Err(TokenError::Expired { ended: claims.exp, now });
-        }
-        if claims.nbf > now.saturating_add(LEEWAY_SECONDS) {
-            return Err(TokenError::NotYetValid { begins: claims.nbf, now });
-        }
+        check_time(claims.nbf, claims.exp, now)?;
         let lifetime = claims.exp.saturating_sub(claims.iat.unwrap_or(claims.nbf).min(claims.nbf));
         let limit = expected.lifetime_max.as_secs();
         if lifetime > limit {
             return Err(TokenError::TooLongLived { lifetime, limit });
         }
         let caller = caller(&claims.sub, claims.kubernetes)?;
-        match (&caller.pod, &caller.pod_uid) {
-            (Some(_), Some(_)) => Ok(caller),
-            _ if expected.pod_required => Err(TokenError::Unbound),
-            _ => Ok(caller),
+        if expected.pod_required && (caller.pod.is_none() || caller.pod_uid.is_none()) {
+            return Err(TokenError::Unbound);
         }
+        let says = Says { begins: claims.nbf, ended: claims.exp, caller: caller.clone() };
+        keys.verified.remember(digest, token.len(), says);
+        Ok(caller)
     }
+}
 
-    fn verify_signature(&self, token: &str) -> Result<Claims, TokenError> {
-        use jsonwebtoken::errors::ErrorKind;
-        let malformed = |error: jsonwebtoken::errors::Error| TokenError::Malformed(error.to_string());
-        let (keys, digest) = (self.keys.load(), sha256(token.as_bytes()));
-        if keys.is_verified(&digest) {
-            return insecure_decode::<Claims>(token).map(|token| token.claims).map_err(malformed);
-        }
-        let header = decode_header(token).map_err(malformed)?;
-        if header.crit.is_some() {
-            // RFC 7515, section 4.1.11: what must be understood and is not.
-            return Err(TokenError::Malformed("its header has `crit`".into()));
-        }
-        let key = keys.keys.iter().find(|key| Some(&key.id) == header.kid.as_ref());
-        let key = key.ok_or(TokenError::UnknownKey(header.kid))?;
-        if header.alg != key.algorithm {
-            return Err(TokenError::Algorithm { expected: key.algorithm, found: format!("{:?}", header.alg) });
-        }
-        // The claims are checked above, with a time that is an argument and with reasons.
-        let mut signature_only = Validation::new(key.algorithm);
-        signature_only.required_spec_claims.clear();
-        signature_only.validate_exp = false;
-        signature_only.validate_nbf = false;
-        signature_only.validate_aud = false;
-        match decode::<Claims>(token, &key.key, &signature_only) {
-            Ok(token) => {
-                keys.remember(digest);
-                Ok(token.claims)
-            }
-            Err(error) if matches!(error.kind(), ErrorKind::InvalidSignature) => Err(TokenError::Signature),
-            Err(error) => Err(malformed(error)),
-        }
+fn check_time(begins: u64, ended: u64, now: u64) -> Result<(), TokenError> {
+    if now >= ended.saturating_add(LEEWAY_SECONDS) {
+        return Err(TokenError::Expired { ended, now });
     }
+    if begins > now.saturating_add(LEEWAY_SECONDS) {
+        return Err(TokenError::NotYetValid { begins, now });
+    }
+    Ok(())
+}
+
+fn verify_signature(keys: &[Key], token: &str) -> Result<Claims, TokenError> {
+    use jsonwebtoken::errors::ErrorKind;
+    let malformed = |error: jsonwebtoken::errors::Error| TokenError::Malformed(error.to_string());
+    let header = decode_header(token).map_err(malformed)?;
+    if header.crit.is_some() {
+        // RFC 7515, section 4.1.11: what must be understood and is not.
+        return Err(TokenError::Malformed("its header has `crit`".into()));
+    }
+    let key = keys.iter().find(|key| Some(&key.id) == header.kid.as_ref());
+    let key = key.ok_or(TokenError::UnknownKey(header.kid))?;
+    if header.alg != key.algorithm {
+        return Err(TokenError::Algorithm { expected: key.algorithm, found: format!("{:?}", header.alg) });
+    }
+    // The claims are checked above, with a time that is an argument and with reasons.
+    let mut signature_only = Validation::new(key.algorithm);
+    signature_only.required_spec_claims.clear();
+    signature_only.validate_exp = false;
+    signature_only.validate_nbf = false;
+    signature_only.validate_aud = false;
+    decode::<Claims>(token, &key.key, &signature_only).map(|token| token.claims).map_err(|error| match error.kind() {
+        ErrorKind::InvalidSignature => TokenError::Signature,
+        _ => malformed(error),
+    })
 }
 
 fn caller(subject: &str, kubernetes: Option<Kubernetes>) -> Result<Caller, TokenError> {
@@ -490,12 +475,6 @@ mod tests {
         attestor.write(&two.key_set());
         assert!(attestor.set.reload().unwrap());
         assert!(matches!(attestor.attest(&token, NOW), Err(TokenError::UnknownKey(_))));
-        let keys = attestor.set.keys.load();
-        for number in 0..=VERIFIED_MAX {
-            keys.remember(sha256(&number.to_le_bytes()));
-            assert!(keys.verified.lock().unwrap().len() <= VERIFIED_MAX);
-        }
-        assert!(!keys.is_verified(&sha256(token.as_bytes())));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! Leaves to others: what the caller may have (`policy`).
 
 pub mod key_set;
+mod verified;
 
 use jsonwebtoken::Algorithm;
 
