@@ -14,8 +14,8 @@ use crate::{
 
 /// Bins of the sketch: octaves from 1 µs on.
 pub(crate) const FIRST_BYTE_BINS: usize = 32;
-/// Half of a twofold; half a minute at twice is tolerated, and one block whatever it says.
-const TOLERANCES: Tolerances = Tolerances { allowance: 0.35, tolerated: 12.0, at_most: 1.5, keep: 0.78 };
+/// Half of a twofold; half a minute at twice is tolerated, one block whatever it says, and a few answers in a row.
+const TOLERANCES: Tolerances = Tolerances { allowance: 0.35, tolerated: 12.0, at_most: 1.5, values: 12.0, keep: 0.78 };
 
 /// What is known of the time to the first byte on one edge.
 #[derive(Debug, Clone, Default)]

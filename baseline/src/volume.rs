@@ -17,12 +17,15 @@ pub(crate) struct Tolerances {
     pub(crate) tolerated: f32,
     /// What a block's mean may say at most beyond the allowance.
     pub(crate) at_most: f32,
+    /// Values that it takes at least to reach the limit: rare requests must not be judged by one of them.
+    pub(crate) values: f32,
     /// How much less counts what is a block older, in what was observed lately.
     pub(crate) keep: f32,
 }
 
 /// Bytes: half of a threefold, and a minute of threefold size with room for its noise.
-pub(crate) const BYTES: Tolerances = Tolerances { allowance: 0.55, tolerated: 70.0, at_most: 3.0, keep: 0.9 };
+pub(crate) const BYTES: Tolerances =
+    Tolerances { allowance: 0.55, tolerated: 70.0, at_most: 3.0, values: 3.0, keep: 0.9 };
 /// Records that the mean remembers, or seconds if those are more: else a busy edge would learn a shift before it is found.
 const MEMORY: f32 = 5000.0;
 const MEMORY_S: f32 = 1200.0;
@@ -71,7 +74,7 @@ impl Volume {
         if test && self.mean.weight >= 60.0 {
             let limit = (variance / rate * BUDGET / (2.0 * allow.allowance)).max(allow.tolerated);
             let above = (sum - records * (self.mean.value + allow.allowance + excused)).min(allow.at_most * records);
-            self.chart.add(above / rate, 1.3 * limit);
+            self.chart.add((above / rate).min(records * limit / allow.values), 1.3 * limit);
             verdict = (self.chart.sum / limit, self.chart.blocks);
         }
         self.nearness = verdict.0;

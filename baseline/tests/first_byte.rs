@@ -116,6 +116,24 @@ fn a_new_pod_knows_when_answers_begin_and_a_rollout_says_so() {
 }
 
 #[test]
+fn a_rare_request_is_not_judged_by_one_answer() {
+    let (mut world, mut engine) = (World::new(5), Engine::new(Limits::default(), MIDNIGHT));
+    world.edges.push((edge("hourly", false), 0.07, 3000.0));
+    let start = MIDNIGHT + 120 * MINUTE;
+    assert_eq!(world.run(&mut engine, (MIDNIGHT, start), &|_, _| USUAL), []);
+    for hour in 0..40 {
+        // About one answer of the hour begins very late.
+        let from = start + hour * 60 * MINUTE;
+        let doing = |place, at| {
+            let odd = place == 5 && at < from + 15_000;
+            if odd { Doing { later: 20.0, ..USUAL } } else { USUAL }
+        };
+        let events = world.run(&mut engine, (from, from + 60 * MINUTE), &doing);
+        assert_eq!(kinds(&events), [], "{events:?}");
+    }
+}
+
+#[test]
 fn bytes_of_a_busy_edge_are_found_before_they_are_learnt() {
     let (mut world, mut engine) = (World::new(1), Engine::new(Limits::default(), MIDNIGHT));
     world.edges.push((edge("bulk", false), 500.0, 2000.0));

@@ -323,7 +323,7 @@ pub const EVENTS: &[(&str, &str)] = &[
     (DEVIATION_STATE, "`opened`, `updated` (it is about more peers than were named) or `closed`"),
     (
         DEVIATION_KIND,
-        "what is not as it was: `latency`, `latency_tail`, `errors`, `rate_up`, `rate_down`, `silence`, `bytes_in`, `bytes_out`, `new_peer`, `vanished_peer`, `plaintext`, `cpu` or `memory`",
+        "what is not as it was: `latency`, `latency_tail`, `first_byte`, `errors`, `rate_up`, `rate_down`, `silence`, `bytes_in`, `bytes_out`, `new_peer`, `vanished_peer`, `plaintext`, `cpu` or `memory`",
     ),
     (DIRECTION, "edge: `inbound` or `outbound`; an event without it is about the pod"),
     (DEVIATION_PEER, "edge: SPIFFE ID of the peer, or the class of its address"),
