@@ -345,7 +345,7 @@ pub const EVENTS: &[(&str, &str)] = &[
     (DEVIATION_ENDING, "`recovered`, `accepted`, `adopted` or `forgotten`"),
     (ROLLOUT_TEMPLATE, "template of the pods that are compared, such as its pod-template-hash"),
     (ROLLOUT_PREVIOUS, "the template before it"),
-    (ROLLOUT_DIFFERENCES, "how many differences there are; the detail names the largest"),
+    (ROLLOUT_DIFFERENCES, "how many differences there are; the detail names the first of them"),
     (LOG_RECORD_UID, "ULID of the record; the same in every copy"),
     (SEQUENCE, "number of the record in its stream, from 1; a missing number is a missing record"),
     (STREAM, "attribute of the resource: whose numbers these are"),
