@@ -171,11 +171,11 @@ impl Edge {
 
     /// What was expected and observed of a kind whose test says `near`, and how many records of the last `blocks` say so.
     pub(crate) fn facts(&self, kind: Kind, near: f32, blocks: u32) -> (((f64, f64), f64), u64) {
-        match kind {
+        if kind == Kind::Plaintext {
             // Each record is one too many.
-            Kind::Plaintext => (((0.0, 0.0), f64::from(near)), near as u64),
-            _ => (self.evidence(kind), self.records_in(blocks)),
+            return (((0.0, 0.0), f64::from(near)), near as u64);
         }
+        (self.evidence(kind), self.records_in(blocks))
     }
 
     /// Expected range and observed value of a kind.
