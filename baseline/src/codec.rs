@@ -9,7 +9,7 @@ use thiserror::Error;
 
 use crate::{
     Channel, Direction, EdgeKey, Protocol, Sketch, State,
-    edge::FIRST_BYTE_BINS,
+    first_byte::FIRST_BYTE_BINS,
     observation::NAME_BYTES_MAX,
     sketch::BINS,
     state::{EdgeState, STATE_EDGES_MAX},
@@ -19,7 +19,7 @@ use crate::{
 /// What the bytes begin with.
 const MAGIC: [u8; 4] = *b"PKBL";
 /// The version that is written and read.
-pub const STATE_VERSION: u16 = 1;
+pub const STATE_VERSION: u16 = 2;
 /// Magic, version, checksum.
 const HEAD: usize = 10;
 
@@ -213,11 +213,13 @@ impl Reader<'_> {
             *hour = self.mean()?;
         }
         let bytes = [self.mean()?, self.mean()?, self.mean()?, self.mean()?];
+        let first_byte_level = [self.mean()?, self.mean()?];
         let (pinned, learnt) = (flags & 1 != 0, flags & 2 != 0);
         let edge = EdgeState {
             latency,
             wander,
             first_byte,
+            first_byte_level,
             errors,
             records,
             rate,

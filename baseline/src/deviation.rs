@@ -12,6 +12,8 @@ pub enum Kind {
     Latency,
     /// A part of the answers is much slower.
     LatencyTail,
+    /// Answers begin later, though they end as ever.
+    FirstByte,
     /// More of them fail.
     Errors,
     /// More requests than expected.
@@ -38,9 +40,10 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Latency,
         Self::LatencyTail,
+        Self::FirstByte,
         Self::Errors,
         Self::RateUp,
         Self::RateDown,
@@ -59,6 +62,7 @@ impl Kind {
         match self {
             Self::Latency => "latency",
             Self::LatencyTail => "latency_tail",
+            Self::FirstByte => "first_byte",
             Self::Errors => "errors",
             Self::RateUp => "rate_up",
             Self::RateDown => "rate_down",
@@ -76,7 +80,7 @@ impl Kind {
     /// What `expected` and `observed` count, as UCUM has it.
     pub const fn unit(self) -> &'static str {
         match self {
-            Self::Latency | Self::LatencyTail => "s",
+            Self::Latency | Self::LatencyTail | Self::FirstByte => "s",
             Self::Errors => "1",
             Self::RateUp | Self::RateDown | Self::Silence => "{request}/s",
             Self::BytesIn | Self::BytesOut | Self::Memory => "By",

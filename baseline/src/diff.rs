@@ -2,7 +2,7 @@
 //!
 //! Promises: what differs by less than an operator would act on, or by less than chance explains, is not listed.
 
-use crate::{EdgeKey, Kind, State, state::EdgeState};
+use crate::{EdgeKey, Kind, State, state::EdgeState, stats::Mean};
 
 /// Durations and bytes are listed from this factor on.
 const FACTOR: f64 = 1.25;
@@ -25,7 +25,8 @@ pub struct Difference {
 }
 
 impl State {
-    /// What `self` becomes in `after`: new and vanished edges, median and 99th percentile, errors, bytes. Rates depend on how
+    /// What `self` becomes in `after`: new and vanished edges, median and 99th percentile, time to the first
+    /// byte, errors, bytes. Rates depend on how
     /// many pods share them and are not compared.
     pub fn diff(&self, after: &Self) -> Vec<Difference> {
         let mut differences = Vec::new();
@@ -58,16 +59,28 @@ fn compare(key: &EdgeKey, old: &EdgeState, new: &EdgeState, differences: &mut Ve
         }
     }
     let (n, m) = (f64::from(old.records), f64::from(new.records));
+    let level = |state: &EdgeState| (state.first_byte_level[0], state.first_byte_level[1]);
+    let (old_level, new_level) = (level(old), level(new));
+    if old_level.0.weight >= RECORDS && new_level.0.weight >= RECORDS && differs(old_level, new_level, (n, m)) {
+        let seconds = |mean: f32| f64::from(mean.exp()) / 1e6;
+        add(Kind::FirstByte, seconds(old_level.0.value), seconds(new_level.0.value));
+    }
     let (before, after) = (f64::from(old.errors) / n, f64::from(new.errors) / m);
     let both = (f64::from(old.errors + new.errors) + 1.0) / (n + m);
     if (after - before).abs() > SURE * (both * (1.0 - both).max(0.0) * (1.0 / n + 1.0 / m)).sqrt() {
         add(Kind::Errors, before, after);
     }
     for (kind, at) in [(Kind::BytesIn, 0), (Kind::BytesOut, 2)] {
-        let change = f64::from(new.bytes[at].value - old.bytes[at].value);
-        let spread = f64::from(old.bytes[at + 1].value.max(new.bytes[at + 1].value).max(0.0));
-        if change.abs() > f64::ln(FACTOR) + SURE * (spread * (1.0 / n + 1.0 / m)).sqrt() {
+        let (before, after) = ((old.bytes[at], old.bytes[at + 1]), (new.bytes[at], new.bytes[at + 1]));
+        if differs(before, after, (n, m)) {
             add(kind, f64::from(old.bytes[at].value.exp()), f64::from(new.bytes[at].value.exp()));
         }
     }
+}
+
+/// Whether means of logarithms, each with its variance, differ by more than an operator would not act on.
+fn differs(old: (Mean, Mean), new: (Mean, Mean), (n, m): (f64, f64)) -> bool {
+    let change = f64::from(new.0.value - old.0.value);
+    let spread = f64::from(old.1.value.max(new.1.value).max(0.0));
+    change.abs() > f64::ln(FACTOR) + SURE * (spread * (1.0 / n + 1.0 / m)).sqrt()
 }

@@ -6,18 +6,16 @@
 use crate::{
     EdgeKey, EdgeRef, Kind, Observation, Protection,
     errors::Errors,
+    first_byte::FirstByte,
     latency::Latency,
     limits::{BLOCK_MS, Limits},
     observation::{read_key, service_of},
     rate::Rate,
-    sketch::quarter,
-    volume::Volume,
+    volume::{BYTES, Block, Volume},
 };
 
 /// Size of an edge without its names.
 pub(crate) const EDGE_BYTES_MAX: usize = 912;
-/// Bins for the time to the first byte: octaves from 1 µs on.
-pub(crate) const FIRST_BYTE_BINS: usize = 32;
 /// So many times mutual TLS was seen before plaintext is remarkable.
 const TLS_ENOUGH: u16 = 20;
 
@@ -30,12 +28,13 @@ pub(crate) struct Edge {
     pub(crate) born: u64,
     pub(crate) last: u64,
     pub(crate) latency: Latency,
-    /// Time to the first byte, scaled down when full.
-    pub(crate) first_byte: [u16; FIRST_BYTE_BINS],
+    pub(crate) first_byte: FirstByte,
     pub(crate) errors: Errors,
     pub(crate) rate: Rate,
     pub(crate) bytes_in: Volume,
     pub(crate) bytes_out: Volume,
+    /// Records of the last minute or so.
+    recent: f32,
     /// Never adopt anything for it.
     pub(crate) pinned: bool,
     /// Its baseline came from siblings: nothing to learn first.
@@ -50,7 +49,7 @@ pub(crate) struct Edge {
 const _: () = assert!(size_of::<Edge>() <= EDGE_BYTES_MAX);
 
 /// What the tests of one block say: per kind, how near to the limit, and for how many blocks the chart has risen.
-pub(crate) type Verdicts = [(Kind, f32, u32); 9];
+pub(crate) type Verdicts = [(Kind, f32, u32); 10];
 
 impl Edge {
     pub(crate) fn new(names: &[u8], at: u64) -> Self {
@@ -59,11 +58,12 @@ impl Edge {
             born: at,
             last: at,
             latency: Latency::default(),
-            first_byte: [0; FIRST_BYTE_BINS],
+            first_byte: FirstByte::default(),
             errors: Errors::default(),
             rate: Rate::default(),
             bytes_in: Volume::default(),
             bytes_out: Volume::default(),
+            recent: 0.0,
             pinned: false,
             inherited: false,
             vanished: false,
@@ -99,9 +99,9 @@ impl Edge {
         self.errors.record(observation.error);
         if let Some(micros) = observation.duration_us {
             self.latency.record(micros);
-        }
-        if let Some(micros) = observation.first_byte_us {
-            self.record_first_byte(micros);
+            if let Some(micros) = observation.first_byte_us {
+                self.first_byte.record(micros);
+            }
         }
         self.bytes_in.record(observation.bytes_in);
         self.bytes_out.record(observation.bytes_out);
@@ -110,14 +110,6 @@ impl Edge {
             Protection::Plaintext => self.plaintext = self.plaintext.saturating_add(1),
             Protection::Unknown => {}
         }
-    }
-
-    fn record_first_byte(&mut self, micros: u64) {
-        let bin = (quarter(micros) / 4).clamp(0, FIRST_BYTE_BINS as i32 - 1) as usize;
-        if self.first_byte[bin] == u16::MAX {
-            self.first_byte = self.first_byte.map(|count| count / 2);
-        }
-        self.first_byte[bin] += 1;
     }
 
     /// Whether it has learnt for long enough: who came only for a while has nothing that could be held against him.
@@ -141,6 +133,8 @@ impl Edge {
     pub(crate) fn test(&mut self, hour: u8, test: bool, open: &dyn Fn(Kind) -> bool, common: &Common) -> Verdicts {
         let (_, expected) = self.rate.expected();
         let share = |open: bool, near: f32| if open { 0.0 } else { share(near) };
+        let whole = [self.latency.block_shift(), self.latency.recent_shift().map(|(shift, _)| shift)];
+        let excused = whole.into_iter().flatten().fold(common.latency.max(0.0), f32::max);
         let latency = self.latency.test(expected, common.latency);
         let latency = if test { latency } else { Default::default() };
         if !test {
@@ -150,13 +144,21 @@ impl Edge {
         self.latency.share = share(slow, latency.shift.max(latency.tail));
         // What the charts of the block before said decides how much of this one is learnt.
         let errors = self.errors.end_block(test, share(open(Kind::Errors), self.errors.nearness()));
-        let bytes_in = self.bytes_in.end_block(expected, test, share(open(Kind::BytesIn), self.bytes_in.nearness));
-        let bytes_out = self.bytes_out.end_block(expected, test, share(open(Kind::BytesOut), self.bytes_out.nearness));
+        let records = self.rate.in_block();
+        self.recent = self.recent * BYTES.keep + records;
+        let late = share(slow || open(Kind::FirstByte), self.first_byte.level.nearness);
+        let first_byte = self.first_byte.end_block(expected, excused, test, late);
+        let block = Block { records, recent: self.recent, rate: expected, excused: 0.0 };
+        let more = share(open(Kind::BytesIn), self.bytes_in.nearness);
+        let bytes_in = self.bytes_in.end_block(&block, BYTES, test, more);
+        let more = share(open(Kind::BytesOut), self.bytes_out.nearness);
+        let bytes_out = self.bytes_out.end_block(&block, BYTES, test, more);
         let moved = open(Kind::RateUp) || open(Kind::RateDown) || open(Kind::Silence);
         let rate = self.rate.test(hour, test, share(moved, self.rate.nearness), common.rate);
         [
             (Kind::Latency, latency.shift, latency.shift_blocks),
             (Kind::LatencyTail, latency.tail, latency.tail_blocks),
+            (Kind::FirstByte, first_byte.0, first_byte.1),
             (Kind::Errors, errors.0, errors.1),
             (Kind::Silence, rate.silence.0, rate.silence.1),
             (Kind::RateUp, rate.up.0, rate.up.1),
@@ -169,11 +171,11 @@ impl Edge {
 
     /// What was expected and observed of a kind whose test says `near`, and how many records of the last `blocks` say so.
     pub(crate) fn facts(&self, kind: Kind, near: f32, blocks: u32) -> (((f64, f64), f64), u64) {
-        match kind {
+        if kind == Kind::Plaintext {
             // Each record is one too many.
-            Kind::Plaintext => (((0.0, 0.0), f64::from(near)), near as u64),
-            _ => (self.evidence(kind), self.records_in(blocks)),
+            return (((0.0, 0.0), f64::from(near)), near as u64);
         }
+        (self.evidence(kind), self.records_in(blocks))
     }
 
     /// Expected range and observed value of a kind.
@@ -184,13 +186,17 @@ impl Edge {
                 let (range, observed) = self.latency.evidence();
                 seconds(range, observed)
             }
+            Kind::FirstByte => {
+                let (range, observed) = self.first_byte.evidence();
+                seconds(range, observed)
+            }
             Kind::Errors => ((0.0, f64::from(self.errors.expected())), f64::from(self.errors.observed())),
             Kind::RateUp | Kind::RateDown | Kind::Silence => {
                 let (low, high) = self.rate.expected();
                 ((f64::from(low), f64::from(high)), f64::from(self.rate.observed()))
             }
-            Kind::BytesIn => self.bytes_in.evidence(),
-            Kind::BytesOut => self.bytes_out.evidence(),
+            Kind::BytesIn => self.bytes_in.evidence(self.recent, BYTES),
+            Kind::BytesOut => self.bytes_out.evidence(self.recent, BYTES),
             Kind::Plaintext | Kind::NewPeer | Kind::VanishedPeer | Kind::Cpu | Kind::Memory => ((0.0, 0.0), 1.0),
         }
     }
@@ -200,6 +206,7 @@ impl Edge {
         match kind {
             Kind::Latency => self.latency.shift_is_over(),
             Kind::LatencyTail => self.latency.tail_is_over(),
+            Kind::FirstByte => self.first_byte.level.is_over(),
             Kind::Errors => self.errors.is_over(),
             Kind::RateUp => self.rate.up_is_over(),
             Kind::RateDown => self.rate.down_is_over(),
@@ -212,8 +219,9 @@ impl Edge {
 
     /// After a deviation has closed: what was left of it does not open the next one.
     pub(crate) fn settle(&mut self, kind: Kind) {
-        if matches!(kind, Kind::Latency | Kind::LatencyTail) {
+        if matches!(kind, Kind::Latency | Kind::LatencyTail | Kind::FirstByte) {
             self.latency.reset_charts();
+            self.first_byte.reset_charts();
         } else if matches!(kind, Kind::RateDown | Kind::Silence) {
             self.rate.settle();
         }
@@ -222,7 +230,12 @@ impl Edge {
     /// Learns anew what a kind is about.
     pub(crate) fn relearn(&mut self, kind: Kind) {
         match kind {
-            Kind::Latency | Kind::LatencyTail => self.latency.relearn(),
+            // Both: what explains a later beginning would be gone.
+            Kind::Latency | Kind::LatencyTail => {
+                self.latency.relearn();
+                self.first_byte.relearn();
+            }
+            Kind::FirstByte => self.first_byte.relearn(),
             Kind::Errors => self.errors.relearn(),
             Kind::RateUp | Kind::RateDown | Kind::Silence => self.rate.relearn(),
             Kind::BytesIn => self.bytes_in.relearn(),
@@ -235,6 +248,7 @@ impl Edge {
     /// After a pause of the clock: nothing is concluded from what lies across it.
     pub(crate) fn reset_charts(&mut self) {
         self.latency.reset_charts();
+        self.first_byte.reset_charts();
         self.errors.reset_charts();
         self.rate.reset_charts();
         self.bytes_in.reset_charts();

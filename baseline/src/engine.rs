@@ -446,6 +446,9 @@ impl Engine {
         let explanations = [
             (Kind::LatencyTail, Kind::Latency),
             (Kind::Latency, Kind::LatencyTail),
+            (Kind::FirstByte, Kind::Latency),
+            (Kind::FirstByte, Kind::LatencyTail),
+            (Kind::Latency, Kind::FirstByte),
             (Kind::RateDown, Kind::Silence),
             (Kind::Silence, Kind::RateDown),
         ];

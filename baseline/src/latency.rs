@@ -139,6 +139,12 @@ impl Latency {
         Some((self.shift_of(self.recent.0 / self.recent.1), self.variance / (self.recent.1 * slope * slope)))
     }
 
+    /// The shift that this block shows by itself, as a logarithm; none if there are too few to tell.
+    pub(crate) fn block_shift(&self) -> Option<f32> {
+        let records = self.block.records as f32;
+        (self.ready() && records >= 5.0).then(|| self.shift_of(self.block.scores as f32 / 32.0 / records))
+    }
+
     /// Ends a block: what it says about the level.
     pub(crate) fn end_block(&mut self) {
         let (records, sum) = (self.block.records as f32, self.block.scores as f32 / 32.0);
@@ -310,6 +316,9 @@ impl Latency {
     pub(crate) fn relearn(&mut self) {
         self.reference.scale(0.0);
         self.means = [0.0; SHIFTS];
+        // Scores of what was normal before would still be counted in the block in which the new ones come into force.
+        (self.scores, self.tails) = ([0; BINS], [0; BINS]);
+        (self.minute, self.recent) = ((0.0, 0.0), (0.0, 0.0));
         self.share = 1.0;
         self.reset_charts();
     }

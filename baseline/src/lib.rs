@@ -2,7 +2,7 @@
 //!
 //! Records go in as [`Observation`]s, [`Event`]s come out of [`Engine::drain_events`]: deviations that open with evidence and
 //! close, never one per request. The story of a record, in the order of the modules: an edge takes it in (`edge`) and counts it
-//! in four channels (`latency`, `errors`, `rate`, `volume`); every five seconds the engine looks at what all edges have in
+//! in five channels (`latency`, `errors`, `rate`, `volume`, `first_byte`); every five seconds the engine looks at what all edges have in
 //! common (`common`) and tests each for what it does beyond that (`engine`); who changed to plaintext is traced beside it
 //! (`engine::plaintext`). What was learnt is a [`State`]: it can be
 //! written, merged with that of siblings, given to a new pod, and compared.
@@ -22,6 +22,7 @@ mod latency;
 mod errors;
 mod rate;
 mod volume;
+mod first_byte;
 mod gauge;
 mod edge;
 mod common;

@@ -71,6 +71,11 @@ impl Rate {
         self.block = self.block.saturating_add(1);
     }
 
+    /// Records in the block at hand.
+    pub(crate) fn in_block(&self) -> f32 {
+        self.block as f32
+    }
+
     /// Observed per second, over the last minute.
     pub(crate) fn observed(&self) -> f32 {
         self.recent.0 / self.recent.1.max(1.0) / BLOCK_S

@@ -5,11 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{
-    Channel, EdgeKey, Engine, Sketch,
-    edge::{Edge, FIRST_BYTE_BINS},
-    stats::Mean,
-};
+use crate::{Channel, EdgeKey, Engine, Sketch, edge::Edge, first_byte::FIRST_BYTE_BINS, stats::Mean};
 
 /// What a seeded mean weighs at most: enough to test against, little enough to be corrected within the hour.
 const SEED_BLOCKS: f32 = 240.0;
@@ -33,6 +29,8 @@ pub(crate) struct EdgeState {
     pub(crate) latency: Sketch,
     pub(crate) wander: Mean,
     pub(crate) first_byte: [f32; FIRST_BYTE_BINS],
+    /// Mean of the logarithm of the time to the first byte, and its variance.
+    pub(crate) first_byte_level: [Mean; 2],
     pub(crate) errors: f32,
     pub(crate) records: f32,
     pub(crate) rate: Mean,
@@ -86,7 +84,8 @@ impl EdgeState {
         Self {
             latency: edge.latency.reference.clone(),
             wander: edge.latency.wander,
-            first_byte: edge.first_byte.map(f32::from),
+            first_byte: edge.first_byte.bins.map(f32::from),
+            first_byte_level: [edge.first_byte.level.mean, edge.first_byte.level.variance],
             errors: edge.errors.errors,
             records: edge.errors.records,
             rate: edge.rate.mean,
@@ -101,7 +100,11 @@ impl EdgeState {
 
     /// All means, in the order in which they are written.
     pub(crate) fn means(&self) -> impl Iterator<Item = Mean> + '_ {
-        [self.wander, self.rate, self.dispersion].into_iter().chain(self.hours).chain(self.bytes)
+        [self.wander, self.rate, self.dispersion]
+            .into_iter()
+            .chain(self.hours)
+            .chain(self.bytes)
+            .chain(self.first_byte_level)
     }
 
     fn merge(&mut self, other: &Self) {
@@ -113,7 +116,7 @@ impl EdgeState {
         self.records += other.records;
         self.mutual_tls += other.mutual_tls;
         let means = [&mut self.wander, &mut self.rate, &mut self.dispersion].into_iter();
-        let means = means.chain(&mut self.hours).chain(&mut self.bytes);
+        let means = means.chain(&mut self.hours).chain(&mut self.bytes).chain(&mut self.first_byte_level);
         for (ours, theirs) in means.zip(other.means()) {
             ours.merge(theirs);
         }
@@ -130,7 +133,10 @@ impl EdgeState {
         edge.latency.wander = lighter(self.wander, SEED_BLOCKS);
         edge.latency.end_minute();
         let most = self.first_byte.iter().fold(1.0_f32, |most, count| most.max(*count));
-        edge.first_byte = self.first_byte.map(|count| (count * (10_000.0 / most).min(1.0)) as u16);
+        edge.first_byte.bins = self.first_byte.map(|count| (count * (200.0 / most).min(1.0)) as u8);
+        let [mean, variance] = self.first_byte_level;
+        edge.first_byte.level.mean = lighter(mean, SEED_RECORDS);
+        edge.first_byte.level.variance = lighter(variance, 500.0);
         let share = (12.0 * SEED_RECORDS / self.records.max(1.0)).min(1.0);
         (edge.errors.errors, edge.errors.records) = (self.errors * share, self.records * share);
         edge.rate.mean = lighter(self.rate, SEED_BLOCKS);

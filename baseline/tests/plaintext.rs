@@ -85,8 +85,8 @@ fn silence_alone_more_probes_alone_and_both_at_different_services_are_no_downgra
         PROBES => Doing { rate: 8.0, ..usual(PROBES) },
         _ => usual(place),
     };
-    let cases: [(&dyn Fn(usize, u64) -> Doing, Kind); 3] =
-        [(&silent, Kind::Silence), (&probed, Kind::RateUp), (&apart, Kind::Silence)];
+    type Case<'a> = (&'a dyn Fn(usize, u64) -> Doing, Kind);
+    let cases: [Case<'_>; 3] = [(&silent, Kind::Silence), (&probed, Kind::RateUp), (&apart, Kind::Silence)];
     for (doing, kind) in cases {
         let (mut world, mut engine) = learnt(1);
         let events = world.run(&mut engine, (LEARNT, LEARNT + 20 * MINUTE), doing);

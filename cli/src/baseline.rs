@@ -27,7 +27,7 @@ pub(crate) struct Proxy {
 #[derive(Args)]
 pub(crate) struct Edge {
     /// `inbound` or `outbound`.
-    #[arg(long)]
+    #[arg(long, value_parser = ["inbound", "outbound"])]
     direction: String,
     /// SPIFFE ID of the peer, or the class of its address.
     #[arg(long)]
@@ -39,7 +39,7 @@ pub(crate) struct Edge {
     #[arg(long)]
     port: u16,
     /// `http`, `grpc` or `tcp`.
-    #[arg(long)]
+    #[arg(long, value_parser = ["http", "grpc", "tcp", "udp"])]
     protocol: String,
 }
 
@@ -207,7 +207,8 @@ pub(crate) fn edge(name: &EdgeName) -> String {
 }
 
 pub(crate) fn range(range: Range) -> String {
-    format!("{}..{}", number(range.min), number(range.max))
+    let (min, max) = (number(range.min), number(range.max));
+    if min == max { min } else { format!("{min}..{max}") }
 }
 
 /// Three digits that count.
@@ -241,6 +242,7 @@ fn diff(before: &Path, after: &Path, format: Format) -> Result<Exit> {
             });
             format!("{}\n", json!(list.collect::<Vec<_>>()))
         }
+        Format::Table if differences.is_empty() => "no differences\n".to_owned(),
         Format::Table => {
             let mut rows = vec![["DIFFERENCE", "EDGE", "BEFORE", "AFTER", "UNIT"].map(str::to_owned).to_vec()];
             for difference in &differences {

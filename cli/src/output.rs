@@ -28,8 +28,11 @@ pub(crate) fn write(text: &str) -> Result<()> {
     }
 }
 
-/// Rows in columns as wide as they need to be; the first row is the head.
+/// Rows in columns as wide as they need to be; the first row is the head. Control characters, which names from records may
+/// hold, are shown as `?`: nobody writes to the terminal or forges a row.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
+    let clean = |cell: &String| cell.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(clean).collect()).collect();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let cells = |column: usize| rows.iter().filter_map(move |row| row.get(column));
     let widths: Vec<usize> =
@@ -73,6 +76,7 @@ mod tests {
         let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| (*cell).into()).collect()).collect();
         assert_eq!(table(&rows), "NAME    IN\nroot 1  3d\ni       40d2h\n");
         assert_eq!(table(&[]), "");
+        assert_eq!(table(&[vec!["a\u{1b}[2J\nb\u{9b}".to_owned()]]), "a?[2J?b?\n");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use baseline::{Deviation, Engine, Event, Limits, State};
 use clap::Args;
 use evidence::Evidence;
@@ -51,7 +51,7 @@ struct Said {
 /// Replays and tells; `No` when something would have been reported.
 ///
 /// # Errors
-/// When something cannot be read.
+/// When something cannot be read, or holds no request or connection.
 pub(crate) fn run(options: &Options, format: Format) -> Result<Exit> {
     let state = options.baseline.as_deref().map(read).transpose()?;
     let mut evidence = Evidence::unproven()?;
@@ -69,12 +69,13 @@ pub(crate) fn run(options: &Options, format: Format) -> Result<Exit> {
             replay.take(&observation);
         }
     })?;
-    if replays.is_empty() {
-        eprintln!("picket: no request or connection was found");
-    }
+    // Nothing that could be asked is no answer: exit code 0 would say that all was well.
+    ensure!(!replays.is_empty(), "no request or connection was found");
+    let streams = replays.len();
     let said: Vec<Said> = replays.into_iter().flat_map(|replay| replay.said).collect();
     output::write(&match format {
         Format::Json => format!("{}\n", json!(said.iter().map(as_json).collect::<Vec<_>>())),
+        Format::Table if said.is_empty() => format!("nothing would have been reported of {streams} streams\n"),
         Format::Table => as_table(&said),
     })?;
     Ok(if said.is_empty() { Exit::Success } else { Exit::No })

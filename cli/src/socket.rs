@@ -42,7 +42,7 @@ pub(crate) fn ask<T: DeserializeOwned>(
         }
         Answer::Done(json) => {
             output::write(&match format {
-                Format::Json => json,
+                Format::Json => format!("{}\n", json.trim_end()),
                 Format::Table => show(&serde_json::from_str(&json).context("the answer is not understood")?),
             })?;
             Ok(Exit::Success)

@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
     check(bytes);
-    let mut repaired = b"PKBL\x01\x00".to_vec();
+    let mut repaired = b"PKBL\x02\x00".to_vec();
     repaired.extend_from_slice(&crc32c::crc32c(bytes).to_le_bytes());
     repaired.extend_from_slice(bytes);
     check(&repaired);

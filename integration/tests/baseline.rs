@@ -93,18 +93,33 @@ fn a_baseline_learns_says_who_is_new_and_outlives_a_rollout() {
     let files = ["v1", "v2"].map(|template| file(&stage, "client", &format!("baseline/{template}.baseline")));
     until("the second template's file", PATIENCE, || Ok(files[1].exists().then_some(()))).unwrap();
     let picket = binaries().unwrap().join("picket");
-    let merged = stage.mesh.directory.path().join("merged.baseline");
+    let workload = stage.mesh.directory.path().join("workload");
+    std::fs::create_dir(&workload).unwrap();
+    let merged = workload.join("v3.baseline");
     let mut merge = Command::new(&picket);
     assert!(merge.args(["baseline", "merge"]).args(&files).arg("--to").arg(&merged).status().unwrap().success());
     let same = Command::new(&picket).args(["baseline", "diff"]).args([&files[0], &files[0]]).status().unwrap();
     assert_eq!(same.code(), Some(0));
+
+    // A restart of the same template goes on; a pod that has nothing of its own starts from its workload's file.
+    let known = |status: &Value| edge(status, "outbound").is_some_and(|edge| !edge["durationQuantiles"].is_null());
+    stage.mesh.reconfigure("client", DEADLINE, |_| ()).unwrap();
+    let (_, status) = self::picket(&stage, "client", &["show"]);
+    assert!(known(&status) && status["previousTemplate"].is_null(), "{status}");
+    let fresh = file(&stage, "client", "fresh");
+    let third = json!({ "learn": LEARN, "template": "v3", "dir": fresh, "workloadDir": workload });
+    stage.mesh.reconfigure("client", DEADLINE, |config| config["baseline"] = third).unwrap();
+    let (_, status) = self::picket(&stage, "client", &["show"]);
+    assert!(known(&status) && status["previousTemplate"].is_null(), "{status}");
+    assert_eq!(status["template"], "v3");
 }
 
 /// Probes have always come in plaintext, so plaintext as such is nothing new: who spoke mutual TLS until now is told from them.
 #[test]
 fn a_meshed_client_that_comes_in_plaintext_is_told_from_probes() {
     let baseline = json!({ "learn": LEARN });
-    let settings = Settings { baseline, plaintext: Plaintext::Permissive, ..Settings::default() };
+    let spool = Some(json!({ "minFreeBytes": "1MiB" }));
+    let settings = Settings { baseline, spool, plaintext: Plaintext::Permissive, ..Settings::default() };
     let steady = service("steady", 19, 80, TARGET, Some("http"));
     let mut stage = Stage::with_services(&settings, std::slice::from_ref(&steady)).unwrap();
     let _web = stage.nginx(TARGET, "", LOCATION).unwrap();
@@ -132,6 +147,16 @@ fn a_meshed_client_that_comes_in_plaintext_is_told_from_probes() {
     assert!(found.is(key::DIRECTION, "inbound"), "{found:?}");
     assert!(found.is(key::DEVIATION_PEER, known["peer"].as_str().unwrap()), "{found:?}");
     assert!(records.iter().all(|record| !is_deviation(record, "new_peer", "opened")), "nobody was new");
+
+    // What is stored says the same, to whoever asks later.
+    let mut replay = Command::new(binaries().unwrap().join("picket"));
+    replay.args(["--output", "json", "baseline", "replay", "--learn", LEARN]).arg(file(&stage, "server", "spool"));
+    let output = replay.output().unwrap();
+    let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let told =
+        |one: &&Value| one["kind"] == "plaintext" && one["state"] == "opened" && one["edge"]["peer"] == known["peer"];
+    assert_eq!(said.as_array().unwrap().iter().filter(told).count(), 1, "{said}");
 }
 
 /// A client without an identity, which the strict proxy refuses: its record is one of a peer that was never seen.

@@ -335,7 +335,7 @@ pub const EVENTS: &[(&str, &str)] = &[
     (DEVIATION_STATE, "`opened`, `updated` (it is about more peers than were named) or `closed`"),
     (
         DEVIATION_KIND,
-        "what is not as it was: `latency`, `latency_tail`, `errors`, `rate_up`, `rate_down`, `silence`, `bytes_in`, `bytes_out`, `new_peer`, `vanished_peer`, `plaintext`, `cpu` or `memory`",
+        "what is not as it was: `latency`, `latency_tail`, `first_byte`, `errors`, `rate_up`, `rate_down`, `silence`, `bytes_in`, `bytes_out`, `new_peer`, `vanished_peer`, `plaintext`, `cpu` or `memory`",
     ),
     (DIRECTION, "edge: `inbound` or `outbound`; an event without it is about the pod"),
     (DEVIATION_PEER, "edge: SPIFFE ID of the peer, or the class of its address"),
@@ -357,7 +357,7 @@ pub const EVENTS: &[(&str, &str)] = &[
     (DEVIATION_ENDING, "`recovered`, `accepted`, `adopted` or `forgotten`"),
     (ROLLOUT_TEMPLATE, "template of the pods that are compared, such as its pod-template-hash"),
     (ROLLOUT_PREVIOUS, "the template before it"),
-    (ROLLOUT_DIFFERENCES, "how many differences there are; the detail names the largest"),
+    (ROLLOUT_DIFFERENCES, "how many differences there are; the detail names the first of them"),
     (LOG_RECORD_UID, "ULID of the record; the same in every copy"),
     (SEQUENCE, "number of the record in its stream, from 1; a missing number is a missing record"),
     (STREAM, "attribute of the resource: whose numbers these are"),

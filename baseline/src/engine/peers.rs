@@ -43,7 +43,7 @@ impl Engine {
             open.named = open.deviation.others.len();
             let told = events.iter_mut().find_map(|event| match event {
                 Event::Opened(told) | Event::Updated(told) if told.id == open.deviation.id => Some(told),
-                _ => None,
+                Event::Opened(_) | Event::Updated(_) | Event::Closed { .. } | Event::RolledOut { .. } => None,
             });
             if let Some(told) = told.filter(|told| told.kind == Kind::NewPeer) {
                 told.clone_from(&open.deviation);

@@ -50,13 +50,15 @@ impl Random {
 pub(crate) struct Doing {
     pub(crate) rate: f64,
     pub(crate) slower: f64,
+    /// How much later answers begin than half of their duration.
+    pub(crate) later: f64,
     pub(crate) errors: f64,
     pub(crate) bytes: f64,
     pub(crate) protection: Protection,
 }
 
 pub(crate) const USUAL: Doing =
-    Doing { rate: 1.0, slower: 1.0, errors: 0.002, bytes: 1.0, protection: Protection::MutualTls };
+    Doing { rate: 1.0, slower: 1.0, later: 1.0, errors: 0.002, bytes: 1.0, protection: Protection::MutualTls };
 
 pub(crate) fn edge(name: &str, inbound: bool) -> EdgeKey {
     EdgeKey {
@@ -110,7 +112,7 @@ impl World {
                         source: source_of(place),
                         error: self.random.uniform() < doing.errors,
                         duration_us: Some(duration as u64),
-                        first_byte_us: Some((duration / 2.0) as u64),
+                        first_byte_us: Some((duration / 2.0 * doing.later) as u64),
                         bytes_in: (500.0 * (0.4 * self.random.normal()).exp()) as u64,
                         bytes_out: (3000.0 * doing.bytes * (0.4 * self.random.normal()).exp()) as u64,
                         protection: doing.protection,

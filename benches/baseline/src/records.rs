@@ -68,7 +68,7 @@ fn observe(engine: &mut Engine, workload: &str, text: &str) {
 
 fn report(output: &mut impl Write, workload: &str, deviation: &baseline::Deviation) -> Result<()> {
     let kind = match deviation.kind {
-        Kind::Latency | Kind::LatencyTail => "latency",
+        Kind::Latency | Kind::LatencyTail | Kind::FirstByte => "latency",
         Kind::Errors => "errors",
         Kind::RateUp | Kind::RateDown => "rate",
         Kind::Silence | Kind::VanishedPeer => "silence",

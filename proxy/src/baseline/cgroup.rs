@@ -1,5 +1,6 @@
 //! CPU and memory of the pod, from its cgroup: version 2 (`cpu.stat`, `memory.current`), or version 1 (`cpuacct.usage`,
-//! `memory.usage_in_bytes`), whichever is there.
+//! `memory.usage_in_bytes`), whichever is there. Version 1 has a hierarchy for each: they are looked for in `cpuacct` and
+//! `memory` below the directory, too, as a container sees them in /sys/fs/cgroup.
 //!
 //! A sidecar sees the pod's cgroup only if it is mounted for it; what cannot be read is not measured.
 
@@ -29,7 +30,7 @@ impl Usage {
             Some(used.checked_sub(before)? as f64 / 1e3 / millis as f64)
         });
         self.last = used.map(|used| (now, used));
-        (cpu, self.number("memory.current").or_else(|| self.number("memory.usage_in_bytes")).map(|bytes| bytes as f64))
+        (cpu, self.memory_bytes().map(|bytes| bytes as f64))
     }
 
     fn cpu_micros(&self) -> Option<u64> {
@@ -37,7 +38,16 @@ impl Usage {
         let v2 = v2.and_then(|text| {
             text.lines().find_map(|line| line.strip_prefix("usage_usec ")).and_then(|micros| micros.trim().parse().ok())
         });
-        v2.or_else(|| self.number("cpuacct.usage").map(|nanos| nanos / 1000))
+        let v1 = || self.first(&["cpuacct.usage", "cpuacct/cpuacct.usage"]).map(|nanos| nanos / 1000);
+        v2.or_else(v1)
+    }
+
+    fn memory_bytes(&self) -> Option<u64> {
+        self.first(&["memory.current", "memory.usage_in_bytes", "memory/memory.usage_in_bytes"])
+    }
+
+    fn first(&self, files: &[&str]) -> Option<u64> {
+        files.iter().find_map(|file| self.number(file))
     }
 
     fn number(&self, file: &str) -> Option<u64> {
@@ -67,6 +77,17 @@ mod tests {
         assert_eq!(usage.measure(4000).0, None);
         write("cpuacct.usage", "250001000\n");
         assert_eq!(usage.measure(5000).0, Some(0.25));
+        fs::remove_file(dir.join("cpuacct.usage")).unwrap();
+        fs::remove_file(dir.join("memory.current")).unwrap();
+        // As a container has it: a directory for each hierarchy.
+        fs::create_dir_all(dir.join("cpuacct")).unwrap();
+        fs::create_dir_all(dir.join("memory")).unwrap();
+        write("cpuacct/cpuacct.usage", "5000000000\n");
+        write("memory/memory.usage_in_bytes", "12288\n");
+        let mut usage = Usage::new(&dir);
+        assert_eq!(usage.measure(5000), (None, Some(12_288.0)));
+        write("cpuacct/cpuacct.usage", "5500000000\n");
+        assert_eq!(usage.measure(6000), (Some(0.5), Some(12_288.0)));
         fs::remove_dir_all(&dir).unwrap();
     }
 }
