@@ -234,10 +234,10 @@ fn verify_signature(keys: &[Key], token: &str) -> Result<Claims, TokenError> {
     signature_only.validate_exp = false;
     signature_only.validate_nbf = false;
     signature_only.validate_aud = false;
-    decode::<Claims>(token, &key.key, &signature_only).map(|token| token.claims).map_err(|error| match error.kind() {
-        ErrorKind::InvalidSignature => TokenError::Signature,
-        _ => malformed(error),
-    })
+    let decoded = decode::<Claims>(token, &key.key, &signature_only).map_err(|error| {
+        if matches!(error.kind(), ErrorKind::InvalidSignature) { TokenError::Signature } else { malformed(error) }
+    });
+    Ok(decoded?.claims)
 }
 
 fn caller(subject: &str, kubernetes: Option<Kubernetes>) -> Result<Caller, TokenError> {
