@@ -68,6 +68,8 @@ fn a_baseline_learns_says_who_is_new_and_outlives_a_rollout() {
 
     let learnt = wait_until_watching(&stage, "client", "outbound");
     assert!(learnt["durationQuantiles"][0].as_f64().unwrap() > 0.0, "{learnt}");
+    let (first, last) = (learnt["firstByte"].as_f64().unwrap(), learnt["durationQuantiles"][2].as_f64().unwrap());
+    assert!(0.0 < first && first <= last, "{learnt}");
     assert!(learnt["requestsPerSecond"]["max"].as_f64().unwrap() > 1.0, "{learnt}");
     wait_until_watching(&stage, "server", "inbound");
     a_stranger_is_reported_and_accepted(&stage);
