@@ -123,7 +123,7 @@ fn a_meshed_client_that_comes_in_plaintext_is_told_from_probes() {
     let spool = Some(json!({ "minFreeBytes": "1MiB" }));
     let settings = Settings { baseline, spool, plaintext: Plaintext::Permissive, ..Settings::default() };
     let steady = service("steady", 19, 80, TARGET, Some("http"));
-    let mut stage = Stage::with_services(&settings, std::slice::from_ref(&steady)).unwrap();
+    let stage = Stage::with_services(&settings, std::slice::from_ref(&steady)).unwrap();
     let _web = stage.nginx(TARGET, "", LOCATION).unwrap();
     let pod = SocketAddr::from((stage.mesh.pod("server").unwrap().pod.ipv4, TARGET));
     let probes = stage.steady_load_from("stranger", 1, pod, Duration::from_millis(200)).unwrap();
