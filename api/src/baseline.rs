@@ -93,6 +93,9 @@ pub struct Edge {
     pub error_share: f64,
     /// Median, 90th and 99th percentile of the duration.
     pub duration_quantiles: Option<[f64; 3]>,
+    /// Time to the first byte, geometric mean.
+    #[serde(default)]
+    pub first_byte: Option<f64>,
     /// Bytes of one request.
     pub bytes: Bytes,
     /// Kinds of deviation that are open.

@@ -128,6 +128,8 @@ pub struct Summary {
     pub errors: f64,
     /// Median, 90th and 99th percentile of the duration in seconds; none before anything was seen.
     pub duration: Option<[f64; 3]>,
+    /// Geometric mean of the time to the first byte in seconds; none before anything was seen.
+    pub first_byte: Option<f64>,
     /// Geometric mean of bytes in and out, per request.
     pub bytes: (f64, f64),
     /// Kinds that are open.
@@ -299,6 +301,7 @@ impl Engine {
             rate: (f64::from(low), f64::from(high)),
             errors: f64::from(edge.errors.expected()),
             duration: (reference.weight() > 0.0).then_some(quantiles),
+            first_byte: edge.first_byte.expected(),
             bytes: (f64::from(edge.bytes_in.mean.value.exp()), f64::from(edge.bytes_out.mean.value.exp())),
             open: self.open.iter().filter(|open| open.slot == Some(slot)).map(|open| open.deviation.kind).collect(),
         }

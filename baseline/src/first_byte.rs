@@ -47,6 +47,12 @@ impl FirstByte {
         self.level.end_block(&block, TOLERANCES, test, share)
     }
 
+    /// Geometric mean in seconds, if anything is known.
+    pub(crate) fn expected(&self) -> Option<f64> {
+        let mean = self.level.mean;
+        (mean.weight > 0.0).then(|| f64::from(mean.value.exp()) / 1e6)
+    }
+
     /// Geometric means in microseconds: expected, and observed lately.
     pub(crate) fn evidence(&self) -> ((f64, f64), f64) {
         self.level.evidence(self.recent, TOLERANCES)

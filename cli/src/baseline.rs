@@ -126,7 +126,7 @@ fn ask(proxy: &Proxy, method: &str, path: &str, body: &str, format: Format) -> R
 
 fn show(status: &Status) -> String {
     let mut edges = vec![
-        ["DIRECTION", "PEER", "SERVICE", "PORT", "PROTOCOL", "STATE", "RATE/S", "ERRORS", "P50", "P99"]
+        ["DIRECTION", "PEER", "SERVICE", "PORT", "PROTOCOL", "STATE", "RATE/S", "ERRORS", "FIRST", "P50", "P99"]
             .map(str::to_owned)
             .to_vec(),
     ];
@@ -143,6 +143,7 @@ fn show(status: &Status) -> String {
             state,
             range(edge.requests_per_second),
             format!("{:.2}%", edge.error_share * 100.0),
+            edge.first_byte.map_or_else(|| "-".to_owned(), seconds),
             quantile(0),
             quantile(2),
         ]);

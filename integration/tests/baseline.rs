@@ -68,6 +68,8 @@ fn a_baseline_learns_says_who_is_new_and_outlives_a_rollout() {
 
     let learnt = wait_until_watching(&stage, "client", "outbound");
     assert!(learnt["durationQuantiles"][0].as_f64().unwrap() > 0.0, "{learnt}");
+    let (first, last) = (learnt["firstByte"].as_f64().unwrap(), learnt["durationQuantiles"][2].as_f64().unwrap());
+    assert!(0.0 < first && first <= last, "{learnt}");
     assert!(learnt["requestsPerSecond"]["max"].as_f64().unwrap() > 1.0, "{learnt}");
     wait_until_watching(&stage, "server", "inbound");
     a_stranger_is_reported_and_accepted(&stage);
@@ -121,7 +123,7 @@ fn a_meshed_client_that_comes_in_plaintext_is_told_from_probes() {
     let spool = Some(json!({ "minFreeBytes": "1MiB" }));
     let settings = Settings { baseline, spool, plaintext: Plaintext::Permissive, ..Settings::default() };
     let steady = service("steady", 19, 80, TARGET, Some("http"));
-    let mut stage = Stage::with_services(&settings, std::slice::from_ref(&steady)).unwrap();
+    let stage = Stage::with_services(&settings, std::slice::from_ref(&steady)).unwrap();
     let _web = stage.nginx(TARGET, "", LOCATION).unwrap();
     let pod = SocketAddr::from((stage.mesh.pod("server").unwrap().pod.ipv4, TARGET));
     let probes = stage.steady_load_from("stranger", 1, pod, Duration::from_millis(200)).unwrap();

@@ -102,6 +102,7 @@ fn edge(summary: &Summary) -> Edge {
         requests_per_second: summary.rate.into(),
         error_share: summary.errors,
         duration_quantiles: summary.duration,
+        first_byte: summary.first_byte,
         bytes: summary.bytes.into(),
         open: summary.open.iter().map(|kind| kind.as_str().to_owned()).collect(),
     }
