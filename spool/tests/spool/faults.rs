@@ -239,6 +239,16 @@ impl Drop for Tmpfs {
     }
 }
 
+/// A process that another test is just starting has our files open until it is executed, and what is removed is not free until
+/// then: the report waits, as in life.
+fn report_soon(spool: &mut Spool) {
+    let begun = Instant::now();
+    while let Err(error) = spool.report(80 * SECOND) {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{error}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 #[test]
 fn a_full_tmpfs_costs_what_the_gap_says() {
     let tmpfs = Tmpfs::new("tmpfs", "1m");
@@ -253,13 +263,7 @@ fn a_full_tmpfs_costs_what_the_gap_says() {
     assert!(lost > 1000, "{lost} of 10000, {failed} batches");
     assert!(!spool.is_failed());
     let mut read = read_all(&mut reader, 10_000);
-    // A process that another test is just starting has our files open until it is executed, and what is removed is not free
-    // until then: the report waits, as in life.
-    let begun = Instant::now();
-    while let Err(error) = spool.report(80 * SECOND) {
-        assert!(begun.elapsed() < Duration::from_secs(20), "{error}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    report_soon(&mut spool);
     spool.sync().unwrap();
     let more = read_all(&mut reader, 10_000);
     read.records.extend(more.records);
@@ -285,6 +289,7 @@ fn while_somebody_holds_removed_segments_open_a_full_tmpfs_costs_what_the_gap_sa
     assert!(matches!(spool.report(80 * SECOND), Err(Error::Storage { .. })), "there is no room for a report");
     assert!(!spool.is_failed());
     drop(held);
+    report_soon(&mut spool);
     let lost = Reason::ALL.iter().map(|reason| spool.status().lost(*reason)).sum();
     let read = check_exact(&mut spool, &mut reader, Read::default(), lost);
     assert!(lost == 10_000 && read.gaps.iter().all(|gap| gap.reason == Reason::DiskLow), "{lost}: {:?}", read.gaps);
