@@ -3,12 +3,17 @@
 //! A noisy neighbour slows everything; a pod that gets its traffic back, is scaled or idles at night sees all rates move
 //! together. Such a shift is not the doing of an edge. What an edge is charged with is what it does beyond the others: beyond
 //! the quartile of the *other* edges that is nearer to no shift at all, weighted by what each can tell. So a slow upstream
-//! that slows the inbound edges does not hide behind them, since the other upstreams are not slow.
+//! that slows the inbound edges does not hide behind them, since the other upstreams are not slow. A client that sends more
+//! moves the upstreams, but less than itself: who leads by far is not excused by who follows.
 
 /// How much shift of latency is excused at most: doubled.
 const LATENCY_MAX: f32 = 0.7;
 /// The same of rates: a third more than doubled, and down to next to nothing.
 const RATE: (f32, f32) = (-5.0, 0.85);
+/// An edge that moves so many times as far as the others leads them (on a log scale).
+const LEADS: f32 = 1.6;
+/// A weighted quartile scatters more than the weighted mean by about so much.
+const QUARTILE_DOUBT: f32 = 1.25;
 /// Other edges that must tell something.
 const OTHERS: usize = 2;
 /// Edges up to which each is compared with the others only, and beyond which one hardly matters.
@@ -21,6 +26,8 @@ const QUARTILES: [f32; 2] = [0.25, 0.75];
 pub(crate) struct Shifts {
     /// Slot, shift, weight; in order of the shift.
     sorted: Vec<(usize, f32, f32)>,
+    /// The weights together.
+    weight: f32,
     /// The quartiles of all, where one edge hardly matters.
     of_all: Option<[Option<f32>; 2]>,
 }
@@ -28,12 +35,15 @@ pub(crate) struct Shifts {
 impl Shifts {
     pub(crate) fn clear(&mut self) {
         self.sorted.clear();
+        self.weight = 0.0;
         self.of_all = None;
     }
 
     /// Takes in an edge whose shift is known with `variance`.
     pub(crate) fn add(&mut self, slot: usize, shift: f32, variance: f32) {
-        self.sorted.push((slot, shift, 1.0 / (variance + 0.02)));
+        let weight = weight_of(variance);
+        self.sorted.push((slot, shift, weight));
+        self.weight += weight;
     }
 
     pub(crate) fn sort(&mut self) {
@@ -67,11 +77,28 @@ impl Shifts {
         self.quartiles(slot)[0].unwrap_or(0.0).clamp(0.0, LATENCY_MAX)
     }
 
-    /// The common shift of rates, without the edge `slot`.
-    pub(crate) fn busier(&self, slot: usize) -> f32 {
-        let [low, high] = self.quartiles(slot).map(|shift| shift.unwrap_or(0.0));
-        if low > 0.0 { low.min(RATE.1) } else { high.clamp(RATE.0, 0.0) }
+    /// How well that shift is known without an edge whose own is known with `variance`: its standard error.
+    pub(crate) fn slower_doubt(&self, variance: Option<f32>) -> f32 {
+        let others = self.weight - variance.map_or(0.0, weight_of);
+        QUARTILE_DOUBT / others.max(1.0).sqrt()
     }
+
+    /// The common shift of rates, without the edge `slot`, whose own is `own`.
+    pub(crate) fn busier(&self, slot: usize, own: f32) -> f32 {
+        let [low, high] = self.quartiles(slot).map(|shift| shift.unwrap_or(0.0));
+        if low > 0.0 && own > LEADS * low {
+            0.0
+        } else if low > 0.0 {
+            low.min(RATE.1)
+        } else {
+            high.clamp(RATE.0, 0.0)
+        }
+    }
+}
+
+/// The weight of a shift that is known with `variance`: no edge follows the others exactly.
+fn weight_of(variance: f32) -> f32 {
+    1.0 / (variance + 0.02)
 }
 
 #[cfg(test)]
@@ -91,8 +118,8 @@ mod tests {
     fn what_all_share_is_excused_and_what_one_does_is_not() {
         assert!(shifts(&[0.3, 0.31, 0.29, 0.3]).slower(0) > 0.28);
         assert_eq!(shifts(&[0.7, 0.3, 0.0, 0.0]).slower(0), 0.0);
-        assert_eq!(shifts(&[-4.0, -4.1, -3.9]).busier(1), -3.9);
-        assert_eq!(shifts(&[1.1, 0.1, -0.1]).busier(0), 0.0);
+        assert_eq!(shifts(&[-4.0, -4.1, -3.9]).busier(1, -4.1), -3.9);
+        assert_eq!(shifts(&[1.1, 0.1, -0.1]).busier(0, 1.1), 0.0);
         assert_eq!(shifts(&[0.7, 0.7]).slower(0), 0.0);
     }
 
@@ -100,6 +127,6 @@ mod tests {
     fn among_many_edges_one_is_told_as_among_few() {
         let mut many = vec![0.3; 3 * FEW];
         many[0] = 2.0;
-        assert_eq!((shifts(&many).slower(0), shifts(&many).busier(0)), (0.3, 0.3));
+        assert_eq!((shifts(&many).slower(0), shifts(&many).busier(0, 0.3)), (0.3, 0.3));
     }
 }

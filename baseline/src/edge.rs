@@ -135,7 +135,7 @@ impl Edge {
         let share = |open: bool, near: f32| if open { 0.0 } else { share(near) };
         let whole = [self.latency.block_shift(), self.latency.recent_shift().map(|(shift, _)| shift)];
         let excused = whole.into_iter().flatten().fold(common.latency.max(0.0), f32::max);
-        let latency = self.latency.test(expected, common.latency);
+        let latency = self.latency.test(expected, common);
         let latency = if test { latency } else { Default::default() };
         if !test {
             self.latency.reset_charts();
@@ -143,7 +143,7 @@ impl Edge {
         let slow = open(Kind::Latency) || open(Kind::LatencyTail);
         self.latency.share = share(slow, latency.shift.max(latency.tail));
         // What the charts of the block before said decides how much of this one is learnt.
-        let errors = self.errors.end_block(test, share(open(Kind::Errors), self.errors.nearness()));
+        let errors = self.errors.end_block(expected, test, share(open(Kind::Errors), self.errors.nearness(expected)));
         let records = self.rate.in_block();
         self.recent = self.recent * BYTES.keep + records;
         let late = share(slow || open(Kind::FirstByte), self.first_byte.level.nearness);
@@ -270,5 +270,7 @@ fn share(near: f32) -> f32 {
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Common {
     pub(crate) latency: f32,
+    /// Standard error of the shift of latency.
+    pub(crate) latency_doubt: f32,
     pub(crate) rate: f32,
 }

@@ -425,7 +425,12 @@ impl Engine {
     fn test(&mut self, slot: usize) {
         let hour = ((self.block.saturating_sub(1) / 3_600_000) % 24) as u8;
         let test = self.is_watching(slot);
-        let common = Common { latency: self.latencies.slower(slot), rate: self.rates.busier(slot) };
+        let (shift, change) = (self.edges[slot].latency.recent_shift(), self.edges[slot].rate.recent_change());
+        let common = Common {
+            latency: self.latencies.slower(slot),
+            latency_doubt: self.latencies.slower_doubt(shift.map(|(_, variance)| variance)),
+            rate: self.rates.busier(slot, change.map_or(0.0, |(change, _)| change)),
+        };
         let open = &self.open;
         let is_open = |kind: Kind| open.iter().any(|open| open.slot == Some(slot) && open.deviation.kind == kind);
         let verdicts = self.edges[slot].test(hour, test, &is_open, &common);

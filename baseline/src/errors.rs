@@ -4,8 +4,11 @@
 //! more against the learnt share, which starts from a prior so that an edge without errors is not taken to be perfect. Assumes
 //! that records fail independently of each other; since a restart fails many in a few seconds, what they may add is
 //! rationed so that only half a minute of them reaches the limit.
+//!
+//! Such a chart is renewed by errors only. So the limit is the logarithm of how many errors a healthy edge has in the budget's
+//! time: an edge that hardly ever fails needs less evidence for the same rate of false alarms.
 
-use crate::{limits::BUDGET, stats::Cusum};
+use crate::{limits::BUDGET_S, stats::Cusum};
 
 /// How many points more each chart looks for.
 const MORE: [f32; 3] = [0.01, 0.05, 0.25];
@@ -13,12 +16,12 @@ const MORE: [f32; 3] = [0.01, 0.05, 0.25];
 const PRIOR: (f32, f32) = (1.5, 750.0);
 /// Records that are remembered.
 const MEMORY: f32 = 60_000.0;
-/// Three and a half nats less than the budget: such a chart is renewed by errors only, which healthy edges have once in minutes.
-const LIMIT: f32 = BUDGET - 3.5;
-/// What errors may add at once, and what more for each block: a restart that fails requests for 25 s stays below the limit, while
-/// single errors, block after block, count in full.
-const AT_ONCE: f32 = 0.38 * LIMIT;
-const PER_BLOCK: f32 = 0.105 * LIMIT;
+/// Limits in nats, at least and at most: three errors in a row are never enough, and 25 points on a busy edge never need long.
+const LIMIT: (f32, f32) = (10.0, 13.0);
+/// What errors may add at once, and what more for each block, as shares of the limit: a restart whose errors fill five blocks
+/// stays below it, while single errors, block after block, count in full.
+const AT_ONCE: f32 = 0.42;
+const PER_BLOCK: f32 = 0.13;
 
 /// What is known of the errors of one edge.
 #[derive(Debug, Clone, Default)]
@@ -28,7 +31,7 @@ pub(crate) struct Errors {
     pub(crate) records: f32,
     block: (u32, u32),
     recent: (f32, f32),
-    /// How much of the ration is spent.
+    /// How much of the ration is spent, as a share of the limit.
     spent: f32,
     charts: [Cusum; 3],
 }
@@ -50,27 +53,34 @@ impl Errors {
         self.recent.0 / self.recent.1.max(1.0)
     }
 
-    /// Ends a block and says how near the nearest chart is to its limit, and for how many blocks it has risen.
-    pub(crate) fn end_block(&mut self, test: bool, share: f32) -> (f32, u32) {
+    /// The limit of an edge where `rate` per second are expected.
+    fn limit(&self, rate: f32) -> f32 {
+        (BUDGET_S * rate * self.expected()).max(1.0).ln().clamp(LIMIT.0, LIMIT.1)
+    }
+
+    /// Ends a block, `rate` per second being expected, and says how near the nearest chart is to its limit, and for how many
+    /// blocks it has risen.
+    pub(crate) fn end_block(&mut self, rate: f32, test: bool, share: f32) -> (f32, u32) {
         let (errors, records) = std::mem::take(&mut self.block);
         let (errors, records) = (errors as f32, records as f32);
         self.recent = (self.recent.0 * 0.9 + errors, self.recent.1 * 0.9 + records);
         let mut nearest = (0.0, 0);
         if test {
             let usual = self.expected();
-            let ration = AT_ONCE - self.spent;
+            let limit = self.limit(rate);
+            let ration = (AT_ONCE - self.spent) * limit;
             let mut taken = 0.0_f32;
             for (chart, more) in self.charts.iter_mut().zip(MORE) {
                 let bad = (usual + more).min(0.99);
                 let nats = errors * (bad / usual).ln() + (records - errors) * ((1.0 - bad) / (1.0 - usual)).ln();
                 let nats = nats.min(ration);
                 taken = taken.max(nats);
-                chart.add(nats, 1.3 * LIMIT);
-                if chart.sum / LIMIT > nearest.0 {
-                    nearest = (chart.sum / LIMIT, chart.blocks);
+                chart.add(nats, 1.3 * limit);
+                if chart.sum / limit > nearest.0 {
+                    nearest = (chart.sum / limit, chart.blocks);
                 }
             }
-            self.spent = (self.spent + taken - PER_BLOCK).max(0.0);
+            self.spent = (self.spent + taken / limit - PER_BLOCK).max(0.0);
         }
         self.errors += errors * share;
         self.records += records * share;
@@ -82,8 +92,8 @@ impl Errors {
     }
 
     /// How near the nearest chart was to its limit.
-    pub(crate) fn nearness(&self) -> f32 {
-        self.charts.iter().map(|chart| chart.sum / LIMIT).fold(0.0, f32::max)
+    pub(crate) fn nearness(&self, rate: f32) -> f32 {
+        self.charts.iter().map(|chart| chart.sum).fold(0.0, f32::max) / self.limit(rate)
     }
 
     /// Whether a deviation may close.

@@ -7,8 +7,9 @@
 //!
 //! Their limits keep an alarm budget whatever the distribution, in the manner of adaptive conformal inference (Gibbs and
 //! Candès, NeurIPS 2021): an alarm raises the limit of its statistic, time without one lowers it to its floor again, at paces
-//! that balance at one alarm in [`BUDGET_SAMPLES`]. Nothing is assumed but that the future alarms no more often than the past.
-//! Before a whole day was seen neither rhythm nor extremes are known: then no single value is enough, and limits are wider.
+//! that balance at one alarm in [`BUDGET_S`], however often is measured. Nothing is assumed but that the future alarms no more
+//! often than the past. Before a whole day was seen neither rhythm nor extremes are known: then no single residual is enough,
+//! and a value must be further outside the range.
 
 use crate::{Kind, stats::Mean};
 
@@ -23,19 +24,17 @@ const CHART_PACE: f32 = 0.35;
 const CHART_LIMIT: f32 = 8.0;
 /// One residual is an event from so many robust deviations on.
 const SPIKE_LIMIT: f32 = 10.0;
-/// A value is outside the range when it is so much of the range beyond it.
-const RANGE_LIMIT: f32 = 0.02;
+/// A value is outside the range when it is so much of the range beyond it: on the first day, later.
+const RANGE_LIMIT: (f32, f32) = (1.0, 0.05);
 /// Residuals move level and hour by no more than this, and the chart by no more than that: first day, later.
 const LEARN_CLIP: f32 = 6.0;
 const CHART_CLIP: (f32, f32) = (7.0, 20.0);
-/// How much wider the limits of chart and range are on the first day.
-const YOUNG: (f32, f32) = (1.4, 15.0);
 /// An alarm raises a limit by this much (a logarithm).
 const RAISE: f32 = 0.3;
-/// One alarm in so many samples is what a limit balances at.
-const BUDGET_SAMPLES: f32 = 2000.0;
+/// One alarm in so many seconds is what a limit balances at: a week. People count alarms by time, not by samples.
+const BUDGET_S: f32 = 7.0 * DAY_S;
 /// An event is over after so many samples well below the limit.
-const HOLD: u8 = 6;
+const HOLD: u8 = 3;
 const CALM: f32 = 0.6;
 /// Seconds after which the rhythm of a day is known, and the longest gap that counts as seen.
 const DAY_S: f32 = 86_400.0;
@@ -102,9 +101,8 @@ impl Channel {
             return Said { over: self.on == 0, ..Said::default() };
         }
         let value = value.clamp(-1e18, 1e18) as f32;
-        if self.last != 0 {
-            self.age += (at.saturating_sub(self.last) as f32 / 1000.0).min(GAP_S);
-        }
+        let passed = if self.last == 0 { 0.0 } else { (at.saturating_sub(self.last) as f32 / 1000.0).min(GAP_S) };
+        self.age += passed;
         self.last = at;
         self.seen = self.seen.saturating_add(1);
         if self.seen == 1 {
@@ -116,7 +114,7 @@ impl Channel {
         let scale = (self.scale * 1.2533).max(1e-6 + 1e-4 * self.level.abs());
         let statistics = self.statistics(value, expected, scale);
         self.learn(hour, value, expected, scale);
-        let mut said = self.judge(statistics);
+        let mut said = self.judge(statistics, passed);
         said.expected = (f64::from(expected - 3.0 * scale), f64::from(expected + 3.0 * scale));
         said
     }
@@ -149,9 +147,9 @@ impl Channel {
         let outside = (low - value).max(value - high).max(0.0) / (high - low).max(1e-9);
         self.range = [low.min(value), high.max(value)];
         let chart = self.chart.abs() / (CHART_PACE / (2.0 - CHART_PACE)).sqrt() / CHART_LIMIT;
-        let (chart_room, range_room) = if young { YOUNG } else { (1.0, 1.0) };
         let spike = if young { 0.0 } else { residual.abs().min(100.0) / SPIKE_LIMIT };
-        [chart / chart_room, spike, (outside / RANGE_LIMIT / range_room).min(1e6)]
+        let limit = if young { RANGE_LIMIT.0 } else { RANGE_LIMIT.1 };
+        [chart, spike, (outside / limit).min(1e6)]
     }
 
     fn learn(&mut self, hour: usize, value: f32, expected: f32, scale: f32) {
@@ -172,8 +170,8 @@ impl Channel {
         by_hour.weight = (by_hour.weight + 1.0).min(1e6);
     }
 
-    /// Holds the statistics against their limits, and moves those.
-    fn judge(&mut self, statistics: [f32; 3]) -> Said {
+    /// Holds the statistics against their limits, and moves those by the seconds that have passed.
+    fn judge(&mut self, statistics: [f32; 3], passed: f32) -> Said {
         let mut level = 0.0_f32;
         for (statistic, limit) in statistics.into_iter().zip(&mut self.limits) {
             level = level.max(statistic / *limit);
@@ -181,7 +179,7 @@ impl Channel {
                 if statistic > *limit && self.on == 0 {
                     *limit *= RAISE.exp();
                 }
-                *limit = (*limit * (-RAISE / BUDGET_SAMPLES).exp()).max(1.0);
+                *limit = (*limit * (-RAISE * passed / BUDGET_S).exp()).max(1.0);
             } else if self.seen > 20 {
                 *limit = limit.max((statistic * 1.1).min(8.0));
             }

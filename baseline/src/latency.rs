@@ -1,27 +1,46 @@
 //! How long answers take: a shift of all of them, and a slow minority.
 //!
-//! **Shift.** Each duration becomes its normal score under the learnt distribution: the rank, as the quantile of a normal
-//! distribution (van der Waerden 1952). Whatever the shape, the scores of unchanged traffic have mean 0 and variance about 1,
-//! and no test of means on the durations is more powerful asymptotically (Chernoff and Savage, Ann. Math. Stat. 1958). Four
-//! CUSUMs (Page 1954) look for shifts from a little to severalfold, each with half of its shift as allowance. Their variance
-//! per second is that of sampling plus what the level of this edge wanders from minute to minute, which is learnt (random
-//! effects, as in an analysis of variance). The limit is the larger of `variance / (2 allowance) × budget` (Brownian
-//! approximation of the run length, Siegmund 1985) and of what a restarting peer may cost ([`RESTART`]).
+//! **Scores.** Each duration becomes a score under the learnt distribution: partly its rank, as the quantile of a normal
+//! distribution (van der Waerden 1952), which keeps growing however large a shift is; partly the slope of the log density, which
+//! is the locally most powerful score (Hájek and Šidák 1967) and tells much more where a distribution has two humps. Scores of
+//! unchanged traffic have mean 0, whatever the shape.
 //!
-//! **Tail.** A CUSUM of the likelihood ratio of "5 % take ten times as long" against the learnt distribution, in which every
-//! value may also stem from one half again as small, so that small shifts do not count. Assumes that records are independent
-//! once the share of one block is capped.
+//! **Shift.** Three CUSUMs (Page 1954) say since when scores may be higher, each for another size of shift. The mean since then
+//! is held against what else explains it ([`Latency::near`]): sampling, and how much the level of this edge wanders from minute
+//! to minute, which is learnt (random effects, as in an analysis of variance); a peer that restarts; a noisy neighbour, as far
+//! as the other edges leave room for one. It assumes that a mean of scores is normal, with less trust in few records.
+//!
+//! **Tail.** A CUSUM of the likelihood ratio of "5 % take ten times as long" against the learnt distribution. Assumes that
+//! records are independent once the share of one block is capped.
 
 use crate::{
-    limits::BUDGET,
+    edge::Common,
+    limits::{BLOCK_S, BUDGET_S},
     sketch::{BINS, Sketch, quarter},
     stats::{Cusum, Mean, normal_quantile},
 };
 
-/// Allowances of the four charts, as logarithms of the factor: half of what each is best for.
-const ALLOWANCES: [f32; 4] = [0.1, 0.2, 0.38, 0.8];
-/// What is tolerated: a peer restarts and is cold for that many seconds, slower by this factor's logarithm.
-const RESTART: (f32, f32) = (0.5, 36.0);
+/// Allowances of the charts, as logarithms of the factor: half of what each is best for.
+const ALLOWANCES: [f32; 3] = [0.1, 0.2, 0.38];
+/// How much of a score is the slope of the log density, and its bound: with more, large shifts of two-humped durations take longer.
+const SLOPE_SHARE: f32 = 0.4;
+const SLOPE_MAX: f32 = 2.5;
+/// Standard deviations that a shift must be beyond chance. That is once in so many years for one edge and window, but there are
+/// ten edges and ten thousand minutes a week, and levels are not quite normal.
+const CHANCE: f32 = 4.1;
+/// What levels do for good without being remarkable, as a logarithm.
+const LEVEL: f32 = 0.02;
+/// Standard deviations beyond what happens a few times a day: restarts and neighbours.
+const EVENTS: f32 = 2.2;
+/// A peer restarts and is cold: slower by this factor's logarithm, for so many seconds.
+const RESTART: (f32, f32) = (0.405, 31.0);
+/// A neighbour lasts that many seconds; the other edges hide one of so many of their standard errors.
+const NEIGHBOUR: (f32, f32) = (1.2, 90.0);
+/// The variance of a mean of so many records is twice that of a normal one: scores are skewed.
+const FEW: f32 = 8.0;
+/// The reference itself is an estimate: so many standard errors; and beyond its usual age levels move by so much in six hours.
+const DOUBT: f32 = 1.5;
+const AGEING: (f32, f32) = (0.2, 21_600.0);
 /// Shifts are tabled up to three octaves.
 const SHIFTS: usize = 13;
 /// Logarithm of a quarter octave.
@@ -40,11 +59,11 @@ const WANDER: f32 = 0.05;
 const WANDER_MINUTES: f32 = 15.0;
 /// Levels of neighbouring minutes resemble each other: sums over minutes vary so much more than of independent ones.
 const WANDER_MEMORY: f32 = 1.8;
-/// Levels change by the minute, so a chart that follows them cannot renew itself more often: two nats less than the budget.
-const SHIFT_BUDGET: f32 = BUDGET - 4.0;
-/// Limit of the tail's chart, and the most that one block may bring: it takes six blocks, so that one pause is not enough.
-const TAIL_LIMIT: f32 = BUDGET - 1.0;
-const TAIL_BLOCK: f32 = TAIL_LIMIT / 5.5;
+/// Records after which the tail's chart is renewed, so little does one of them say; its limits, in nats.
+const TAIL_RENEWAL: f32 = 300.0;
+const TAIL_LIMIT: (f32, f32) = (8.0, 16.0);
+/// The most that one block may bring of the limit: it takes six, so that one pause is not enough.
+const TAIL_BLOCK: f32 = 1.0 / 5.5;
 /// Ten times as long, in quarter octaves; and the share.
 const TAIL_BINS: usize = 13;
 const TAIL_SHARE: f32 = 0.05;
@@ -60,15 +79,22 @@ pub(crate) struct Latency {
     /// Mean score if all durations were longer by so many quarter octaves.
     means: [f32; SHIFTS],
     variance: f32,
-    /// How well the reference itself is known: the standard error of its mean score.
-    doubt: f32,
+    /// The records that the tables stand on.
+    weight: f32,
     pub(crate) wander: Mean,
     block: Block,
     minute: (f32, f32),
     /// Sum of scores and number, over the last half minute or so.
     recent: (f32, f32),
-    charts: [Cusum; 4],
+    charts: [Chart; 3],
     tail: Cusum,
+}
+
+/// A chart of scores, and the records since it was zero.
+#[derive(Debug, Clone, Copy, Default)]
+struct Chart {
+    cusum: Cusum,
+    records: f32,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -99,12 +125,12 @@ impl Default for Latency {
             tails: [0; BINS],
             means: [0.0; SHIFTS],
             variance: 1.0,
-            doubt: 0.0,
+            weight: 0.0,
             wander: Mean::default(),
             block: Block::default(),
             minute: (0.0, 0.0),
             recent: (0.0, 0.0),
-            charts: [Cusum::default(); 4],
+            charts: [Chart::default(); 3],
             tail: Cusum::default(),
         }
     }
@@ -157,9 +183,8 @@ impl Latency {
         }
     }
 
-    /// Runs the tests on the block that was ended: `rate` per second is expected, and all edges are slower by `common` (a
-    /// logarithm).
-    pub(crate) fn test(&mut self, rate: f32, common: f32) -> Verdict {
+    /// Runs the tests on the block that was ended: `rate` per second is expected, and `common` is what all edges do.
+    pub(crate) fn test(&mut self, rate: f32, common: &Common) -> Verdict {
         let block = std::mem::take(&mut self.block);
         if !self.ready() {
             return Verdict::default();
@@ -167,24 +192,57 @@ impl Latency {
         let mut verdict = Verdict::default();
         let (records, sum) = (block.records as f32, block.scores as f32 / 32.0);
         let rate = rate.max(self.recent.1 / 40.0).max(0.003);
-        let wander = self.wander_variance();
-        let restart = self.mean_at(RESTART.0);
-        for (chart, allowance) in self.charts.iter_mut().zip(ALLOWANCES) {
-            let drift = mean_of(&self.means, allowance);
-            let variance = self.variance / rate + 60.0 * WANDER_MEMORY * wander;
-            let limit = (variance * SHIFT_BUDGET / (2.0 * drift)).max((restart - drift) * RESTART.1);
-            let expected = mean_of(&self.means, allowance + common) + self.doubt;
-            chart.add((sum - records * expected) / rate, 1.5 * limit);
-            if chart.sum / limit > verdict.shift {
-                verdict.shift = chart.sum / limit;
-                verdict.shift_blocks = chart.blocks;
+        let (excused, doubt) = (mean_of(&self.means, common.latency), self.doubt(rate));
+        let hidden = mean_of(&self.means, common.latency + NEIGHBOUR.0 * common.latency_doubt) - excused;
+        for index in 0..ALLOWANCES.len() {
+            let drift = mean_of(&self.means, ALLOWANCES[index]);
+            let most = 1.5 * self.most(rate, drift);
+            let chart = &mut self.charts[index];
+            chart.cusum.add(sum - records * (excused + drift + doubt), most);
+            chart.records = if chart.cusum.sum > 0.0 { chart.records + records } else { 0.0 };
+            let chart = self.charts[index];
+            let near = self.near(chart, drift, hidden);
+            if near > verdict.shift {
+                verdict.shift = near;
+                verdict.shift_blocks = chart.cusum.blocks;
             }
         }
-        let nats = (block.tails as f32 / 16.0).min(TAIL_BLOCK);
-        self.tail.add(nats, 1.5 * TAIL_LIMIT);
-        verdict.tail = self.tail.sum / TAIL_LIMIT;
+        let limit = (BUDGET_S * rate / TAIL_RENEWAL).ln().clamp(TAIL_LIMIT.0, TAIL_LIMIT.1);
+        self.tail.add((block.tails as f32 / 16.0).min(limit * TAIL_BLOCK), 1.5 * limit);
+        verdict.tail = self.tail.sum / limit;
         verdict.tail_blocks = self.tail.blocks;
         verdict
+    }
+
+    /// How near a chart is to what nothing else explains: over each explanation, the standard deviations that the mean since it
+    /// was zero is beyond it, over those that it takes. `hidden` is the mean of a neighbour that the other edges do not show.
+    fn near(&self, chart: Chart, drift: f32, hidden: f32) -> f32 {
+        if chart.cusum.sum <= 0.0 {
+            return 0.0;
+        }
+        let (records, seconds) = (chart.records.max(1.0), BLOCK_S * chart.cusum.blocks as f32);
+        let mean = drift + chart.cusum.sum / records;
+        let minutes = 1.0 + (seconds - 60.0).max(0.0) / (60.0 * WANDER_MEMORY);
+        let variance = self.variance / records * (1.0 + FEW / records) + self.wander_variance() / minutes;
+        let deviation = variance.sqrt();
+        let level = LEVEL * self.means[1] / QUARTER;
+        let restart = mean_of(&self.means, RESTART.0) * (RESTART.1 / seconds).min(1.0);
+        let neighbour = hidden * (NEIGHBOUR.1 / seconds).min(1.0);
+        let event = (mean - restart.max(neighbour)) / deviation / EVENTS;
+        event.min((mean - level) / deviation / CHANCE).max(0.0)
+    }
+
+    /// What a chart need not exceed, so that it comes back soon: where a shift of twice its allowance would be beyond chance.
+    fn most(&self, rate: f32, drift: f32) -> f32 {
+        let variance = self.variance + rate * 60.0 * WANDER_MEMORY * self.wander_variance();
+        (variance * CHANCE * CHANCE / (4.0 * drift)).max(rate * RESTART.1)
+    }
+
+    /// How far the mean score may be off because the reference is: few records, or old ones.
+    fn doubt(&self, rate: f32) -> f32 {
+        let older = (self.weight / rate - MEMORY_S).max(0.0);
+        let ageing = AGEING.0 * (older / AGEING.1).min(1.0) * self.means[1] / QUARTER;
+        DOUBT / self.weight.sqrt() + ageing
     }
 
     /// Variance of a minute's mean score beyond sampling.
@@ -228,20 +286,11 @@ impl Latency {
             return;
         }
         let density = self.density(weight);
-        let mut below = 0.0;
-        let mut scores = [0.0_f32; BINS];
-        for (score, p) in scores.iter_mut().zip(density) {
-            *score = normal_quantile((below + p / 2.0).clamp(0.5 / weight, 1.0 - 0.5 / weight)).clamp(-3.5, 3.5);
-            below += p;
-        }
-        let zero = mean_at_scores(&density, &scores, 0);
-        for score in &mut scores {
-            *score -= zero;
-        }
+        let scores = scores(&density, weight);
         for (shift, mean) in self.means.iter_mut().enumerate() {
             *mean = mean_at_scores(&density, &scores, shift);
         }
-        self.doubt = weight.sqrt().recip();
+        self.weight = weight;
         self.variance = density.iter().zip(&scores).map(|(p, score)| p * score * score).sum::<f32>().max(0.1);
         for bin in 0..BINS {
             self.scores[bin] = (scores[bin] * 32.0).round().clamp(-127.0, 127.0) as i8;
@@ -267,10 +316,6 @@ impl Latency {
         density.map(|p| p / total)
     }
 
-    fn mean_at(&self, shift: f32) -> f32 {
-        mean_of(&self.means, shift)
-    }
-
     /// The shift at which scores have that mean.
     fn shift_of(&self, mean: f32) -> f32 {
         if mean <= 0.0 {
@@ -290,14 +335,18 @@ impl Latency {
     pub(crate) fn evidence(&self) -> ((f64, f64), f64) {
         let median = self.reference.quantile(0.5).unwrap_or(0.0);
         let room = f64::from(ALLOWANCES[0].exp());
-        let observed = self.recent_shift().map_or(median, |(shift, _)| median * f64::from(shift.exp()));
+        // The last half minute may have begun before the shift did; the chart has not.
+        let chart = self.charts[1];
+        let mean = mean_of(&self.means, ALLOWANCES[1]) + chart.cusum.sum / chart.records.max(1.0);
+        let charted = if self.ready() && chart.cusum.sum > 0.0 { self.shift_of(mean) } else { f32::MIN };
+        let observed = self.recent_shift().map_or(median, |(shift, _)| median * f64::from(shift.max(charted).exp()));
         ((median / room, median * room), observed)
     }
 
     /// Whether a deviation may close: no chart holds anything, or hardly.
     pub(crate) fn shift_is_over(&self) -> bool {
         self.recent_shift().is_none_or(|(shift, _)| shift < ALLOWANCES[0])
-            && self.charts[1..].iter().all(|chart| chart.sum <= 0.0)
+            && self.charts[1..].iter().all(|chart| chart.cusum.sum <= 0.0)
     }
 
     /// The same of the tail.
@@ -307,7 +356,7 @@ impl Latency {
 
     /// Forgets what speaks for a change.
     pub(crate) fn reset_charts(&mut self) {
-        self.charts = [Cusum::default(); 4];
+        self.charts = [Chart::default(); 3];
         self.tail = Cusum::default();
         self.block = Block::default();
     }
@@ -322,6 +371,23 @@ impl Latency {
         self.share = 1.0;
         self.reset_charts();
     }
+}
+
+/// The score of each bin: rank and slope, with mean 0.
+fn scores(density: &[f32; BINS], weight: f32) -> [f32; BINS] {
+    let logs = density.map(f32::ln);
+    let slope = |bin: usize| (logs[bin.saturating_sub(1)] - logs[(bin + 1).min(BINS - 1)]) / 2.0;
+    let spread = (0..BINS).map(|bin| density[bin] * slope(bin).powi(2)).sum::<f32>().sqrt().max(0.05);
+    let mut below = 0.0;
+    let mut scores = [0.0; BINS];
+    for (bin, score) in scores.iter_mut().enumerate() {
+        let share = (below + density[bin] / 2.0).clamp(0.5 / weight, 1.0 - 0.5 / weight);
+        below += density[bin];
+        let slope = (slope(bin) / spread).clamp(-SLOPE_MAX, SLOPE_MAX);
+        *score = (1.0 - SLOPE_SHARE) * normal_quantile(share).clamp(-3.5, 3.5) + SLOPE_SHARE * slope;
+    }
+    let zero = mean_at_scores(density, &scores, 0);
+    scores.map(|score| score - zero)
 }
 
 fn mean_at_scores(density: &[f32; BINS], scores: &[f32; BINS], shift: usize) -> f32 {

@@ -48,3 +48,6 @@ pub(crate) const JUMP_MS: u64 = 120_000;
 /// weeks, 2.4e7 s. A chart of drift `k` and variance `v` per second renews itself every `v / 2k²` s, some 20 s at least,
 /// so about 1.2e6 renewals: 14 nats. Two are added, since limits are set with estimated variances.
 pub(crate) const BUDGET: f32 = 16.0;
+/// The same budget as a time: one false alarm per chart in forty weeks, in seconds. A chart whose renewals can be counted takes
+/// its limit from it: the logarithm of how many there are in that time.
+pub(crate) const BUDGET_S: f32 = 2.4e7;

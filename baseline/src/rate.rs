@@ -3,7 +3,8 @@
 //! What is expected follows the rate slowly, and from the second day on also knows the hour: a rate is only unexpected if
 //! neither explains it. **More and fewer**: CUSUMs of the block's count over what is expected, with allowances halfway between
 //! normal and threefold, and between normal and a quarter. Their variance is that of counts that scatter more than Poisson's
-//! (negative binomial, its dispersion learnt); the limit is never below what a scheduled burst may bring ([`BURST`]).
+//! (negative binomial, its dispersion learnt); the limit is never below what a scheduled burst may bring ([`BURST`]). A block
+//! counts for no more than a little over threefold ([`MOST`]): so what is tolerated is how long a burst lasts, not how high it is.
 //! **Silence**: the logarithm of the probability that so many blocks in a row are empty, under the negative binomial. Assumes
 //! that the counts of different blocks are independent given the rate.
 
@@ -16,8 +17,11 @@ use crate::{
 const UP: f32 = 1.8;
 /// And a quarter at this.
 const DOWN: f32 = 0.54;
-/// What is tolerated: a scheduled burst of the fourfold for a minute, with room for its noise.
-const BURST: f32 = 170.0;
+/// What one block counts for at most, and the room for chance: so many standard deviations of a Poisson count.
+const MOST: (f32, f32) = (3.0, 1.5);
+/// What is tolerated: a scheduled burst of a minute, however high, with room for the blocks that it begins and ends in and for
+/// its noise.
+const BURST: f32 = 100.0;
 /// Of bursts that were seen: room for the next one, blocks in which they are forgotten, and blocks that are still short.
 const BURST_ROOM: f32 = 1.4;
 const BURST_BLOCKS: f32 = 17_280.0;
@@ -138,7 +142,8 @@ impl Rate {
             let dispersion = self.dispersion.value.max(0.02);
             let variance = |mean: f32| BLOCK_S * (1.0 / mean + 2.0 * dispersion);
             let limit = (variance(high) * BUDGET / (2.0 * (UP - 1.0))).max(BURST.max(self.burst));
-            self.up.add((count / high - UP) * BLOCK_S, 1.3 * limit);
+            let most = MOST.0 + MOST.1 / high.max(0.1).sqrt();
+            self.up.add(((count / high).min(most) - UP) * BLOCK_S, 1.3 * limit);
             verdict.up = (self.up.sum / limit, self.up.blocks);
             self.learn_burst();
             let limit = (variance(low) * BUDGET / (2.0 * (1.0 - DOWN))).max(LULL);

@@ -173,7 +173,7 @@ impl Engine {
         let edges = self.edges.iter().enumerate();
         let plaintext = edges.filter(|(_, edge)| edge.mutual_tls == 0 && edge.leads_to(service));
         let grown = plaintext.map(|(slot, edge)| {
-            let (more, error) = edge.rate.surplus(self.rates.busier(slot));
+            let (more, error) = edge.rate.surplus(self.rates.busier(slot, 0.0));
             if more > GROWN.0 * error + GROWN.1 { more } else { 0.0 }
         });
         grown.sum()
