@@ -17,7 +17,7 @@ const PRIOR: (f32, f32) = (1.5, 750.0);
 /// Records that are remembered.
 const MEMORY: f32 = 60_000.0;
 /// Limits in nats, at least and at most: three errors in a row are never enough, and 25 points on a busy edge never need long.
-const LIMIT: (f32, f32) = (10.0, 13.0);
+const LIMIT: (f32, f32) = (12.0, 13.0);
 /// What errors may add at once, and what more for each block, as shares of the limit: a restart whose errors fill five blocks
 /// stays below it, while single errors, block after block, count in full.
 const AT_ONCE: f32 = 0.42;

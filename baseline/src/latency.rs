@@ -27,11 +27,11 @@ const SLOPE_SHARE: f32 = 0.4;
 const SLOPE_MAX: f32 = 2.5;
 /// Standard deviations that a shift must be beyond chance. That is once in so many years for one edge and window, but there are
 /// ten edges and ten thousand minutes a week, and levels are not quite normal.
-const CHANCE: f32 = 4.1;
+const CHANCE: f32 = 4.3;
 /// What levels do for good without being remarkable, as a logarithm.
-const LEVEL: f32 = 0.02;
+const LEVEL: f32 = 0.03;
 /// Standard deviations beyond what happens a few times a day: restarts and neighbours.
-const EVENTS: f32 = 2.2;
+const EVENTS: f32 = 2.8;
 /// A peer restarts and is cold: slower by this factor's logarithm, for so many seconds.
 const RESTART: (f32, f32) = (0.405, 31.0);
 /// A neighbour lasts that many seconds; the other edges hide one of so many of their standard errors.
@@ -60,7 +60,7 @@ const WANDER_MINUTES: f32 = 15.0;
 /// Levels of neighbouring minutes resemble each other: sums over minutes vary so much more than of independent ones.
 const WANDER_MEMORY: f32 = 1.8;
 /// Records after which the tail's chart is renewed, so little does one of them say; its limits, in nats.
-const TAIL_RENEWAL: f32 = 300.0;
+const TAIL_RENEWAL: f32 = 600.0;
 const TAIL_LIMIT: (f32, f32) = (8.0, 16.0);
 /// The most that one block may bring of the limit: it takes six, so that one pause is not enough.
 const TAIL_BLOCK: f32 = 1.0 / 5.5;
