@@ -124,6 +124,20 @@ mod tests {
     }
 
     #[test]
+    fn who_leads_by_far_is_not_excused_by_who_follows() {
+        let rates = shifts(&[1.1, 0.4, 0.45, 0.5]);
+        assert_eq!(rates.busier(0, 1.1), 0.0);
+        assert!(rates.busier(3, 0.5) > 0.35);
+    }
+
+    #[test]
+    fn what_is_common_is_known_better_from_more_edges() {
+        let (few, many) = (shifts(&[0.0; 3]), shifts(&[0.0; 12]));
+        assert!(many.slower_doubt(Some(0.01)) < 0.6 * few.slower_doubt(Some(0.01)));
+        assert!(few.slower_doubt(Some(0.01)) > few.slower_doubt(None));
+    }
+
+    #[test]
     fn among_many_edges_one_is_told_as_among_few() {
         let mut many = vec![0.3; 3 * FEW];
         many[0] = 2.0;

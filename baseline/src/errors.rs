@@ -114,3 +114,36 @@ impl Errors {
         self.block = (0, 0);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Blocks of 25 records with so many errors until the limit is reached.
+    fn blocks(errors: &mut Errors, rate: f32, failing: u32) -> u32 {
+        for block in 1..100 {
+            for record in 0..25 {
+                errors.record(record < failing);
+            }
+            if errors.end_block(rate, true, 0.0).0 >= 1.0 {
+                return block;
+            }
+        }
+        100
+    }
+
+    #[test]
+    fn who_hardly_ever_fails_needs_less_evidence() {
+        let sure = Errors { errors: 10.0, records: 50_000.0, ..Errors::default() };
+        assert!(sure.limit(0.5) < sure.limit(50.0));
+        assert!(sure.limit(0.0) >= LIMIT.0 && sure.limit(f32::MAX) <= LIMIT.1);
+    }
+
+    #[test]
+    fn five_blocks_of_errors_are_a_restart_and_more_are_not() {
+        for failing in [3, 25] {
+            let taken = blocks(&mut Errors { errors: 10.0, records: 50_000.0, ..Errors::default() }, 5.0, failing);
+            assert!((6..=7).contains(&taken), "{failing}: {taken}");
+        }
+    }
+}

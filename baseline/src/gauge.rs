@@ -253,6 +253,27 @@ mod tests {
     }
 
     #[test]
+    fn a_raised_limit_is_down_again_after_a_week_however_often_is_measured() {
+        for step in [60_000, STEP] {
+            let mut channel = Channel::default();
+            let steps = 2 * 86_400_000 / step;
+            for number in 0..steps {
+                channel.observe(number * step, 100.0 + (number % 7) as f64);
+            }
+            assert!(channel.observe(steps * step, 1000.0).alert);
+            let after = |channel: &mut Channel, days: u64| {
+                let from = channel.last / step + 1;
+                for number in from..from + days * 86_400_000 / step {
+                    channel.observe(number * step, 100.0 + (number % 7) as f64);
+                }
+                channel.limits.iter().copied().fold(0.0, f32::max)
+            };
+            assert!(after(&mut channel, 5) > 1.05, "{step} {:?}", channel.limits);
+            assert!(after(&mut channel, 3) < 1.01, "{step} {:?}", channel.limits);
+        }
+    }
+
+    #[test]
     fn what_was_learnt_is_written_whole() {
         let mut channel = Channel::default();
         for step in 0..500 {

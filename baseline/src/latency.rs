@@ -403,3 +403,49 @@ fn mean_of(means: &[f32; SHIFTS], shift: f32) -> f32 {
     let low = (at as usize).min(SHIFTS - 2);
     means[low] + (means[low + 1] - means[low]) * (at - low as f32).min(1.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Humps around two bins, so many bins wide, the second with a share.
+    fn humps(places: [f32; 2], width: f32, second: f32) -> [f32; BINS] {
+        let hump = |bin: usize, place: f32| (-(bin as f32 - place).powi(2) / (2.0 * width * width)).exp();
+        let density: [f32; BINS] =
+            std::array::from_fn(|bin| (1.0 - second) * hump(bin, places[0]) + second * hump(bin, places[1]) + 1e-6);
+        let total: f32 = density.iter().sum();
+        density.map(|p| p / total)
+    }
+
+    /// What one record tells about a small shift: the square of its slope over the variance.
+    fn information(density: &[f32; BINS], scores: &[f32; BINS]) -> f32 {
+        let variance: f32 = density.iter().zip(scores).map(|(p, score)| p * score * score).sum();
+        (mean_at_scores(density, scores, 1) / QUARTER).powi(2) / variance
+    }
+
+    fn means(density: &[f32; BINS]) -> Vec<f32> {
+        let scores = scores(density, 3000.0);
+        (0..SHIFTS).map(|shift| mean_at_scores(density, &scores, shift)).collect()
+    }
+
+    #[test]
+    fn scores_have_mean_zero_and_grow_with_the_shift() {
+        let one = means(&humps([26.0, 26.0], 3.0, 0.0));
+        assert!(one[0].abs() < 1e-4 && one.windows(2).all(|pair| pair[0] < pair[1]), "{one:?}");
+        // Where one hump comes to lie on the other the slope says nothing; the rank still does.
+        let two = means(&humps([22.0, 34.0], 2.0, 0.3));
+        let most = two.iter().copied().fold(0.0, f32::max);
+        assert!(two[0].abs() < 1e-4 && two[3..].iter().all(|mean| *mean > 0.7 * most), "{two:?}");
+    }
+
+    #[test]
+    fn two_humps_tell_more_than_their_ranks() {
+        let density = humps([22.0, 34.0], 2.0, 0.3);
+        let mut below = 0.0;
+        let ranks = density.map(|p| {
+            below += p;
+            normal_quantile(below - p / 2.0)
+        });
+        assert!(information(&density, &scores(&density, 3000.0)) > 1.4 * information(&density, &ranks));
+    }
+}

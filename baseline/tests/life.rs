@@ -366,3 +366,24 @@ fn an_inbound_and_an_outbound_stranger_are_two_deviations() {
     assert_eq!(directions.len(), 2);
     assert!(directions.contains(&Direction::Inbound) && directions.contains(&Direction::Outbound));
 }
+
+#[test]
+fn a_burst_of_a_minute_raises_nothing_however_high() {
+    for rate in [4.0, 8.0] {
+        assert_eq!(fault(1, 1, Doing { rate, ..USUAL }), []);
+    }
+}
+
+#[test]
+fn a_client_that_triples_is_found_although_the_others_follow() {
+    let (mut world, mut engine) = learnt(1);
+    let over = LEARNT + 10 * MINUTE;
+    let doing = |place: usize, at: u64| match place {
+        _ if at >= over => USUAL,
+        2 => Doing { rate: 3.3, ..USUAL },
+        _ => Doing { rate: 1.6, ..USUAL },
+    };
+    let events = world.run(&mut engine, (LEARNT, over), &doing);
+    let found = opened(&events).iter().map(|one| (one.kind, one.edge.clone())).collect::<Vec<_>>();
+    assert_eq!(found, [(Kind::RateUp, Some(edge("orders", false)))]);
+}
