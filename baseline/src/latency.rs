@@ -27,9 +27,9 @@ const SLOPE_SHARE: f32 = 0.4;
 const SLOPE_MAX: f32 = 2.5;
 /// Standard deviations that a shift must be beyond chance. That is once in so many years for one edge and window, but there are
 /// ten edges and ten thousand minutes a week, and levels are not quite normal.
-const CHANCE: f32 = 4.3;
-/// What levels do for good without being remarkable, as a logarithm.
-const LEVEL: f32 = 0.03;
+const CHANCE: f32 = 4.1;
+/// What levels do without being remarkable, as a logarithm: at once, and more for each second, as load and caches change.
+const LEVEL: (f32, f32) = (0.02, 0.02 / 600.0);
 /// Standard deviations beyond what happens a few times a day: restarts and neighbours.
 const EVENTS: f32 = 2.8;
 /// A peer restarts and is cold: slower by this factor's logarithm, for so many seconds.
@@ -41,8 +41,8 @@ const FEW: f32 = 8.0;
 /// The reference itself is an estimate: so many standard errors; and beyond its usual age levels move by so much in six hours.
 const DOUBT: f32 = 1.5;
 const AGEING: (f32, f32) = (0.2, 21_600.0);
-/// Shifts are tabled up to three octaves.
-const SHIFTS: usize = 13;
+/// Shifts are tabled up to two and a half octaves.
+const SHIFTS: usize = 11;
 /// Logarithm of a quarter octave.
 const QUARTER: f32 = 0.173_286_8;
 /// Seconds that the reference remembers, at least so many records.
@@ -225,7 +225,7 @@ impl Latency {
         let minutes = 1.0 + (seconds - 60.0).max(0.0) / (60.0 * WANDER_MEMORY);
         let variance = self.variance / records * (1.0 + FEW / records) + self.wander_variance() / minutes;
         let deviation = variance.sqrt();
-        let level = LEVEL * self.means[1] / QUARTER;
+        let level = (LEVEL.0 + LEVEL.1 * seconds) * self.means[1] / QUARTER;
         let restart = mean_of(&self.means, RESTART.0) * (RESTART.1 / seconds).min(1.0);
         let neighbour = hidden * (NEIGHBOUR.1 / seconds).min(1.0);
         let event = (mean - restart.max(neighbour)) / deviation / EVENTS;
