@@ -194,8 +194,8 @@ impl Latency {
         let rate = rate.max(self.recent.1 / 40.0).max(0.003);
         let (excused, doubt) = (mean_of(&self.means, common.latency), self.doubt(rate));
         let hidden = mean_of(&self.means, common.latency + NEIGHBOUR.0 * common.latency_doubt) - excused;
-        for index in 0..ALLOWANCES.len() {
-            let drift = mean_of(&self.means, ALLOWANCES[index]);
+        for (index, allowance) in ALLOWANCES.into_iter().enumerate() {
+            let drift = mean_of(&self.means, allowance);
             let most = 1.5 * self.most(rate, drift);
             let chart = &mut self.charts[index];
             chart.cusum.add(sum - records * (excused + drift + doubt), most);
