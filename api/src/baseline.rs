@@ -112,7 +112,8 @@ pub struct Deviation {
     pub kind: String,
     /// On which edge; none if it is about the pod.
     pub edge: Option<EdgeName>,
-    /// Edges of other new peers that came with it, at most seven; `peers` counts all.
+    /// Other edges that it is about (new peers that came with it, or what most edges do together), at most seven; `peers`
+    /// counts all.
     #[serde(default)]
     pub others: Vec<EdgeName>,
     /// When it began, as far as can be told.
@@ -127,7 +128,7 @@ pub struct Deviation {
     pub unit: String,
     /// How many records say so.
     pub records: u64,
-    /// How many peers it is about.
+    /// How many edges it is about.
     pub peers: u32,
     /// Test statistic over its limit.
     pub score: f64,

@@ -126,9 +126,9 @@ pub struct Deviation {
     pub id: u64,
     /// What is not as it was.
     pub kind: Kind,
-    /// On which edge; none if it is about the pod.
+    /// On which edge, of several the one that said it first and most clearly; none if it is about the pod.
     pub edge: Option<EdgeKey>,
-    /// Edges of other peers that it is about, in the order in which they came, at most [`OTHERS_MAX`].
+    /// Other edges that it is about, in the order in which they came, at most [`OTHERS_MAX`].
     pub others: Vec<EdgeKey>,
     /// When it began, as far as the test can say, in milliseconds since 1970 UTC.
     pub since: u64,
@@ -140,14 +140,14 @@ pub struct Deviation {
     pub observed: f64,
     /// How many records say so.
     pub records: u64,
-    /// How many peers it is about: more than one for new peers that came together.
+    /// How many edges it is about: more than one for new peers that came together, and for what most edges do together.
     pub peers: u32,
     /// The test statistic over its limit: 1 at the moment of opening, more the surer.
     pub score: f64,
 }
 
 impl Deviation {
-    /// Names one more peer that it is about, if there is room.
+    /// Names one more edge that it is about, if there is room.
     pub(crate) fn name(&mut self, edge: EdgeRef<'_>) {
         let edge = (self.others.len() < OTHERS_MAX).then(|| edge.to_key());
         // Who was forgotten at the bound of edges may come again.
@@ -161,7 +161,7 @@ impl Deviation {
 pub enum Event {
     /// A deviation opened.
     Opened(Deviation),
-    /// It is about more peers than were named when it opened.
+    /// It is about more edges than were named when it opened.
     Updated(Deviation),
     /// It is over; the evidence is what it was in the end.
     Closed {

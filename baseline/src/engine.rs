@@ -6,6 +6,7 @@
 //!
 //! Promises: bounded memory, no panic, no flood, whatever comes and in whatever order. Clocks that step are not silence.
 
+mod open;
 mod peers;
 mod plaintext;
 
@@ -18,6 +19,7 @@ use crate::{
     Deviation, EdgeKey, EdgeRef, Ending, Event, Gauge, Kind, Limits, Observation, State,
     common::Shifts,
     edge::{Common, Edge},
+    engine::open::{Open, Wanted},
     engine::plaintext::Sources,
     gauge::Channel,
     limits::{BLOCK_MS, JUMP_MS, MINUTE_BLOCKS},
@@ -44,19 +46,6 @@ pub struct Counters {
     pub unopened: u64,
     /// Events that were dropped since nobody took them.
     pub dropped: u64,
-}
-
-#[derive(Debug)]
-struct Open {
-    slot: Option<usize>,
-    deviation: Deviation,
-    /// Since when it lasts, by a clock that does not step.
-    lasts: u64,
-    /// When it last was seen.
-    seen: u64,
-    /// An event of it waits to be taken; how many of the others it names were in the last one.
-    waits: bool,
-    named: usize,
 }
 
 /// For keys that are hashes already.
@@ -95,6 +84,7 @@ pub struct Engine {
     rates: Shifts,
     pub(crate) gauges: [Channel; 2],
     open: Vec<Open>,
+    wanted: Wanted,
     events: Vec<Event>,
     counters: Counters,
     next: u64,
@@ -153,6 +143,7 @@ impl Engine {
             rates: Shifts::default(),
             gauges: [Channel::default(), Channel::default()],
             open: Vec::new(),
+            wanted: Wanted::default(),
             events: Vec::new(),
             counters: Counters::default(),
             // Numbers go on growing over restarts.
@@ -303,17 +294,8 @@ impl Engine {
             duration: (reference.weight() > 0.0).then_some(quantiles),
             first_byte: edge.first_byte.expected(),
             bytes: (f64::from(edge.bytes_in.mean.value.exp()), f64::from(edge.bytes_out.mean.value.exp())),
-            open: self.open.iter().filter(|open| open.slot == Some(slot)).map(|open| open.deviation.kind).collect(),
+            open: self.open.iter().filter_map(|open| open.kind_of(slot)).collect(),
         }
-    }
-
-    /// Takes what a deviation is about as the new normal. False if it is not open.
-    pub fn accept(&mut self, id: u64) -> bool {
-        let Some(index) = self.open.iter().position(|open| open.deviation.id == id) else { return false };
-        let (slot, kind) = (self.open[index].slot, self.open[index].deviation.kind);
-        self.relearn(slot, kind);
-        self.close(index, self.block, Ending::Accepted);
-        true
     }
 
     /// Keeps the baseline of an edge from adopting what lasts, or lets it again. False if there is no such edge.
@@ -321,17 +303,6 @@ impl Engine {
         let Some(slot) = self.find(edge) else { return false };
         self.edges[slot].pinned = pinned;
         true
-    }
-
-    fn relearn(&mut self, slot: Option<usize>, kind: Kind) {
-        match (slot, kind) {
-            (Some(slot), kind) => self.relearn_edge(slot, kind),
-            (None, kind) => {
-                if let Some(gauge) = [Gauge::Cpu, Gauge::Memory].into_iter().find(|gauge| gauge.kind() == kind) {
-                    self.gauges[gauge as usize] = Channel::default();
-                }
-            }
-        }
     }
 
     fn relearn_edge(&mut self, slot: usize, kind: Kind) {
@@ -384,13 +355,7 @@ impl Engine {
         if self.edges[slot].mutual_tls > 0 {
             self.sources.forget(slot);
         }
-        while let Some(index) = self.open.iter().position(|open| open.slot == Some(slot)) {
-            if self.open[index].deviation.kind == Kind::NewPeer {
-                self.open[index].slot = None;
-            } else {
-                self.close(index, self.block, Ending::Forgotten);
-            }
-        }
+        self.forget_open(slot);
     }
 
     fn is_watching(&self, slot: usize) -> bool {
@@ -416,6 +381,7 @@ impl Engine {
         for slot in 0..self.edges.len() {
             self.test(slot);
         }
+        self.open_wanted();
         self.announce_company();
         if self.blocks.is_multiple_of(u64::from(MINUTE_BLOCKS)) {
             self.end_minute();
@@ -432,57 +398,9 @@ impl Engine {
             rate: self.rates.busier(slot, change.map_or(0.0, |(change, _)| change)),
         };
         let open = &self.open;
-        let is_open = |kind: Kind| open.iter().any(|open| open.slot == Some(slot) && open.deviation.kind == kind);
+        let is_open = |kind: Kind| open.iter().any(|open| open.edges.contains(&(slot, kind)));
         let verdicts = self.edges[slot].test(hour, test, &is_open, &common);
-        // As it was before the first of them closed: what explained a verdict of this block still does.
-        let explained = Kind::ALL.map(|kind| self.is_explained(slot, kind));
-        for (kind, near, blocks) in verdicts {
-            match self.open_at(Some(slot), kind) {
-                Some(index) => self.follow(index, slot, near),
-                None if near >= 1.0 && !explained[kind as usize] => {
-                    let since = self.block.saturating_sub(u64::from(blocks) * BLOCK_MS);
-                    let (evidence, records) = self.edges[slot].facts(kind, near, blocks);
-                    self.open(Some(slot), kind, since, self.block, evidence, records, f64::from(near));
-                }
-                None => {}
-            }
-        }
-    }
-
-    /// Whether another open deviation of the edge says it already.
-    fn is_explained(&self, slot: usize, kind: Kind) -> bool {
-        let explanations = [
-            (Kind::LatencyTail, Kind::Latency),
-            (Kind::Latency, Kind::LatencyTail),
-            (Kind::FirstByte, Kind::Latency),
-            (Kind::FirstByte, Kind::LatencyTail),
-            (Kind::Latency, Kind::FirstByte),
-            (Kind::RateDown, Kind::Silence),
-            (Kind::Silence, Kind::RateDown),
-        ];
-        explanations.iter().any(|(what, by)| *what == kind && self.open_at(Some(slot), *by).is_some())
-    }
-
-    /// An open deviation at the end of a block.
-    fn follow(&mut self, index: usize, slot: usize, near: f32) {
-        let now = self.block;
-        let (kind, lasts) = (self.open[index].deviation.kind, self.open[index].lasts);
-        if near >= 1.0 {
-            let ((_, observed), records) = self.edges[slot].facts(kind, near, 1);
-            let open = &mut self.open[index];
-            open.seen = now;
-            open.deviation.records += records;
-            open.deviation.score = open.deviation.score.max(f64::from(near));
-            open.deviation.observed = observed;
-        }
-        let quiet = now.saturating_sub(self.open[index].seen);
-        if self.edges[slot].is_over(kind) || (kind == Kind::Plaintext && quiet >= PEERS_MS) {
-            self.edges[slot].settle(kind);
-            self.close(index, now, Ending::Recovered);
-        } else if now.saturating_sub(lasts) >= self.limits.adopt_ms && !self.edges[slot].pinned {
-            self.relearn_edge(slot, kind);
-            self.close(index, now, Ending::Adopted);
-        }
+        self.judge(slot, test, &verdicts);
     }
 
     fn end_minute(&mut self) {
@@ -510,7 +428,7 @@ impl Engine {
 
     /// A peer that has been away for so long that this is normal now.
     fn is_gone_for_good(&self, open: &Open) -> bool {
-        let pinned = open.slot.is_some_and(|slot| self.edges[slot].pinned);
+        let pinned = open.edges.iter().any(|(slot, _)| self.edges[*slot].pinned);
         let lasted = self.block.saturating_sub(open.lasts) >= self.limits.adopt_ms;
         open.deviation.kind == Kind::VanishedPeer && lasted && !pinned
     }
@@ -535,39 +453,6 @@ impl Engine {
                 self.open(Some(slot), Kind::VanishedPeer, since, now, ((1.0, 1.0), 0.0), 0, 1.0);
             }
         }
-    }
-
-    fn open_at(&self, slot: Option<usize>, kind: Kind) -> Option<usize> {
-        self.open.iter().position(|open| open.slot == slot && open.deviation.kind == kind)
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "the parts of one deviation, named where they are known")]
-    fn open(
-        &mut self,
-        slot: Option<usize>,
-        kind: Kind,
-        since: u64,
-        opened: u64,
-        (expected, observed): ((f64, f64), f64),
-        records: u64,
-        score: f64,
-    ) {
-        if self.open.len() >= self.limits.open {
-            self.counters.unopened += 1;
-            return;
-        }
-        let edge = slot.map(|slot| self.edges[slot].key());
-        let (id, peers, others) = (self.next, 1, Vec::new());
-        self.next += 1;
-        let deviation = Deviation { id, kind, edge, others, since, opened, expected, observed, records, peers, score };
-        let (waits, named) = (true, 0);
-        self.open.push(Open { slot, deviation: deviation.clone(), lasts: opened, seen: opened, waits, named });
-        self.say(Event::Opened(deviation));
-    }
-
-    fn close(&mut self, index: usize, at: u64, ending: Ending) {
-        let open = self.open.swap_remove(index);
-        self.say(Event::Closed { deviation: open.deviation, at, ending });
     }
 
     fn say(&mut self, event: Event) {

@@ -374,6 +374,43 @@ fn a_burst_of_a_minute_raises_nothing_however_high() {
     }
 }
 
+/// What opened, and whom each of it names: the place of each edge.
+fn named(world: &World, events: &[Event]) -> Vec<(Kind, Vec<usize>)> {
+    let place = |key: &baseline::EdgeKey| world.edges.iter().position(|(edge, ..)| edge == key).unwrap();
+    let names = |deviation: &baseline::Deviation| {
+        let mut places: Vec<_> = deviation.edge.iter().chain(&deviation.others).map(place).collect();
+        places.sort_unstable();
+        places
+    };
+    let last = |id| {
+        let of = |event: &Event| match event {
+            Event::Opened(deviation) | Event::Updated(deviation) if deviation.id == id => Some(names(deviation)),
+            _ => None,
+        };
+        events.iter().rev().find_map(of).unwrap()
+    };
+    opened(events).iter().map(|deviation| (deviation.kind, last(deviation.id))).collect()
+}
+
+#[test]
+fn what_happens_to_most_edges_is_one_deviation_that_names_them() {
+    let cases: [(Kind, Doing); 4] = [
+        (Kind::Latency, Doing { slower: 5.0, ..USUAL }),
+        (Kind::Errors, Doing { errors: 0.4, ..USUAL }),
+        (Kind::BytesOut, Doing { bytes: 10.0, ..USUAL }),
+        (Kind::FirstByte, Doing { later: 1.9, ..USUAL }),
+    ];
+    for (kind, fault) in cases {
+        let (mut world, mut engine) = learnt(1);
+        let doing = |_, at| if at < LEARNT + 10 * MINUTE { fault } else { USUAL };
+        let events = world.run(&mut engine, (LEARNT, LEARNT + 60 * MINUTE), &doing);
+        let named = named(&world, &events);
+        let closed = events.iter().filter(|event| matches!(event, Event::Closed { .. })).count();
+        assert!(named.len() == 1 && closed == 1, "{kind:?}: {named:?} {events:?}");
+        assert!(named[0].0 == kind && named[0].1.len() >= 4, "{kind:?}: {named:?}");
+    }
+}
+
 #[test]
 fn a_client_that_triples_is_found_although_the_others_follow() {
     let (mut world, mut engine) = learnt(1);
@@ -386,4 +423,12 @@ fn a_client_that_triples_is_found_although_the_others_follow() {
     let events = world.run(&mut engine, (LEARNT, over), &doing);
     let found = opened(&events).iter().map(|one| (one.kind, one.edge.clone())).collect::<Vec<_>>();
     assert_eq!(found, [(Kind::RateUp, Some(edge("orders", false)))]);
+}
+
+#[test]
+fn two_edges_of_five_are_two_deviations() {
+    let (mut world, mut engine) = learnt(1);
+    let doing = |place, _| if place % 3 == 0 { Doing { errors: 0.4, ..USUAL } } else { USUAL };
+    let events = world.run(&mut engine, (LEARNT, LEARNT + 5 * MINUTE), &doing);
+    assert_eq!(opened(&events).len(), 2, "{events:?}");
 }

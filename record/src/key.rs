@@ -206,9 +206,9 @@ pub const DEVIATION_UNIT: &str = "picket.deviation.unit";
 pub const DEVIATION_SINCE: &str = "picket.deviation.since";
 /// How many records say so.
 pub const DEVIATION_RECORDS: &str = "picket.deviation.records";
-/// How many peers it is about.
+/// How many edges it is about.
 pub const DEVIATION_PEERS: &str = "picket.deviation.peers";
-/// The other peers it is about.
+/// The other edges it is about.
 pub const DEVIATION_OTHERS: &str = "picket.deviation.others";
 /// The test statistic over its limit.
 pub const DEVIATION_SCORE: &str = "picket.deviation.score";
@@ -332,7 +332,7 @@ pub const EVENTS: &[(&str, &str)] = &[
     (CHECKPOINT_CERTIFICATE, "the leaf whose key signed, base64 of its DER"),
     (CHECKPOINT_ISSUERS, "the certificates between the leaf and a root, base64 of their DER, with commas between them"),
     (DEVIATION_ID, "number of the deviation; all its records carry the same"),
-    (DEVIATION_STATE, "`opened`, `updated` (it is about more peers than were named) or `closed`"),
+    (DEVIATION_STATE, "`opened`, `updated` (it is about more edges than were named) or `closed`"),
     (
         DEVIATION_KIND,
         "what is not as it was: `latency`, `latency_tail`, `first_byte`, `errors`, `rate_up`, `rate_down`, `silence`, `bytes_in`, `bytes_out`, `new_peer`, `vanished_peer`, `plaintext`, `cpu` or `memory`",
@@ -348,10 +348,10 @@ pub const EVENTS: &[(&str, &str)] = &[
     (DEVIATION_UNIT, "unit of these three, as UCUM has it"),
     (DEVIATION_SINCE, "when it began, as far as can be told, RFC 3339"),
     (DEVIATION_RECORDS, "how many records say so"),
-    (DEVIATION_PEERS, "how many peers it is about"),
+    (DEVIATION_PEERS, "how many edges it is about"),
     (
         DEVIATION_OTHERS,
-        "the other new peers of `new_peer`, at most seven, with `; ` between them; with service, port and protocol where these differ",
+        "the other edges it is about, at most seven: the other new peers of `new_peer`, or those that left their normal with it, with `; ` between them; with service, port and protocol where these differ",
     ),
     (DEVIATION_SCORE, "test statistic over its limit: 1 when it opened, more the surer"),
     (DEVIATION_ENDING, "`recovered`, `accepted`, `adopted` or `forgotten`"),

@@ -1,4 +1,5 @@
-//! New peers: those who come within some minutes of each other are one deviation, which names the first of them.
+//! New peers: those who come within some minutes of each other are one deviation, which names the first of them. And how a
+//! deviation of several edges tells of those who join it.
 //!
 //! An event names whoever has come until it is taken; of who comes later, [`Event::Updated`] tells at the end of the block.
 //! Promises: no more than [`crate::OTHERS_MAX`] of these for one deviation, however many come; its end has their number.
@@ -45,7 +46,7 @@ impl Engine {
                 Event::Opened(told) | Event::Updated(told) if told.id == open.deviation.id => Some(told),
                 Event::Opened(_) | Event::Updated(_) | Event::Closed { .. } | Event::RolledOut { .. } => None,
             });
-            if let Some(told) = told.filter(|told| told.kind == Kind::NewPeer) {
+            if let Some(told) = told.filter(|told| told.peers < open.deviation.peers) {
                 told.clone_from(&open.deviation);
             }
         }

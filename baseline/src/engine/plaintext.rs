@@ -18,7 +18,7 @@ use std::{
     net::IpAddr,
 };
 
-use super::{Engine, Open};
+use super::Engine;
 use crate::{Direction, EdgeRef, Kind, Observation, Protection};
 
 /// Addresses that are remembered.
@@ -149,8 +149,9 @@ impl Engine {
 
     /// Charges plaintext that has come up to who fell silent meanwhile.
     pub(super) fn look_for_downgrades(&mut self) {
-        let is_lower = |open: &&Open| matches!(open.deviation.kind, Kind::Silence | Kind::RateDown);
-        let lower: Vec<usize> = self.open.iter().filter(is_lower).filter_map(|open| open.slot).collect();
+        let is_lower = |(_, kind): &&(usize, Kind)| matches!(kind, Kind::Silence | Kind::RateDown);
+        let edges = self.open.iter().flat_map(|open| &open.edges);
+        let lower: Vec<usize> = edges.filter(is_lower).map(|(slot, _)| *slot).collect();
         for slot in &lower {
             let key = self.edges[*slot].key();
             // Of all who left this service, those who are missing as much as has come; or else all of them together.

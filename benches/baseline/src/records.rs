@@ -23,7 +23,7 @@ pub(crate) fn serve() -> Result<()> {
         } else if let Some(seconds) = text.strip_prefix("tick,") {
             engine.advance(EPOCH_MS + millis(seconds));
             for event in engine.drain_events() {
-                if let Event::Opened(deviation) = event {
+                if let Event::Opened(deviation) | Event::Updated(deviation) = event {
                     report(&mut output, &workload, &deviation)?;
                 }
             }
@@ -76,10 +76,13 @@ fn report(output: &mut impl Write, workload: &str, deviation: &baseline::Deviati
         Kind::NewPeer => "new_peer",
         Kind::Plaintext | Kind::Cpu | Kind::Memory => return Ok(()),
     };
-    let Some(edge) = &deviation.edge else { return Ok(()) };
-    let (src, dst) = match edge.direction {
-        Direction::Inbound => (edge.peer.as_str(), workload),
-        Direction::Outbound => (workload, edge.peer.as_str()),
-    };
-    Ok(writeln!(output, "alert,{src},{dst},{kind},{:.3}", deviation.score)?)
+    // It says of each edge that it names that it is so.
+    for edge in deviation.edge.iter().chain(&deviation.others) {
+        let (src, dst) = match edge.direction {
+            Direction::Inbound => (edge.peer.as_str(), workload),
+            Direction::Outbound => (workload, edge.peer.as_str()),
+        };
+        writeln!(output, "alert,{src},{dst},{kind},{:.3}", deviation.score)?;
+    }
+    Ok(())
 }
