@@ -15,7 +15,6 @@ pub fn request(context: &ContextAttributes, uids: &mut UidSource, number: u64, o
     let uid = uids.next(started / 1_000_000);
     Request {
         uid,
-        connection: uid,
         context,
         started_unix_nanos: started,
         ended_unix_nanos: started + 1_000_000,
@@ -64,5 +63,5 @@ pub fn context() -> ContextAttributes {
         decision: Decision::Meshed,
         decision_reason: "proved",
     }
-    .encode()
+    .encode(UidSource::new(8).next(1))
 }
