@@ -1,6 +1,6 @@
 //! The record that the benches measure with: a request of a meshed edge, with all attributes that such a record has.
 //!
-//! One for all of them, so that their figures are about the same bytes (about 1.5 KiB each).
+//! One for all of them, so that their figures are about the same bytes (about 1.4 KiB each).
 
 use std::time::Duration;
 
