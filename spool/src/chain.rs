@@ -123,7 +123,8 @@ mod tests {
 
     #[test]
     fn what_is_remembered_changes_no_digest() {
-        let many: Vec<String> = (0..2000).map(|number| format!("{number:060}")).collect();
+        // Longer than what tells the set: what begins alike meets in one.
+        let many: Vec<String> = (0..2000).map(|number| format!("{number:04}{:0180}", 0)).collect();
         let long = "x".repeat(1000);
         let mut fields: Vec<Vec<u8>> = many.iter().map(|text| field(&[("a", text), (UID, "1"), ("b", "2")])).collect();
         fields.extend([
