@@ -244,7 +244,7 @@ mod tests {
             decision: if client.is_some() { Decision::Meshed } else { Decision::Permitted },
             decision_reason: "test",
         }
-        .encode()
+        .encode(UidSource::new(2).next(1))
     }
 
     fn request(context: &::record::ContextAttributes, status: u16, code: Code) -> Vec<u8> {
@@ -252,7 +252,6 @@ mod tests {
         let mut out = Vec::new();
         Request {
             uid: uids.next(1),
-            connection: uids.next(1),
             context,
             started_unix_nanos: 4_997_000_000,
             ended_unix_nanos: 5_000_000_000,

@@ -11,7 +11,7 @@ use std::{
 use identity::{SpiffeId, TrustBundle};
 use record::{EventName, field, key, line};
 use rustls_pki_types::{CertificateDer, UnixTime};
-use spool::{CHECKPOINT_FILE, Checkpoint, Gap, HEADER_BYTES, Header, Kept, Kind, Scan, Scanned, Seal};
+use spool::{CHECKPOINT_FILE, Checkpoint, Gap, HEADER_BYTES, Header, Kept, Kind, Rule, Scan, Scanned, Seal};
 
 use crate::{Error, Finding, StreamReport, otlp_json, spill::Spill, walk};
 
@@ -32,6 +32,8 @@ pub(crate) struct Waiting {
     pub(crate) sequence: u64,
     pub(crate) at: u64,
     pub(crate) length: u32,
+    /// How the chain goes over it.
+    pub(crate) rule: Rule,
 }
 
 /// A checkpoint, and whose it is, or why it is none.
@@ -242,7 +244,7 @@ impl Evidence {
             Ok((sequence, field))
         });
         match read {
-            Ok((sequence, field)) => self.record(id, sequence, field),
+            Ok((sequence, field)) => self.record(id, Rule::Context, sequence, field),
             Err(what) => {
                 self.stream(id)?.damaged(0, 0, format!("a record without a number to go by: {what}"));
                 Ok(())
@@ -250,7 +252,7 @@ impl Evidence {
         }
     }
 
-    fn record(&mut self, id: [u8; 16], sequence: u64, bytes: &[u8]) -> Result<(), Error> {
+    fn record(&mut self, id: [u8; 16], rule: Rule, sequence: u64, bytes: &[u8]) -> Result<(), Error> {
         if sequence == 0 || i64::try_from(sequence).is_err() {
             self.stream(id)?.damaged(sequence, sequence, "no spool gives this number".to_owned());
             return Ok(());
@@ -268,7 +270,7 @@ impl Evidence {
             None => Seen { seal: None, identity: Err("it cannot be read".to_owned()) },
         });
         let stream = self.stream(id)?;
-        stream.records.push(Waiting { sequence, at, length });
+        stream.records.push(Waiting { sequence, at, length, rule });
         stream.gaps.extend(Gap::decode(bytes).map(|gap| (sequence, gap)));
         stream.checkpoints.extend(seen.map(|seen| (sequence, seen)));
         if let Some(own) = own_identity(content)
@@ -304,7 +306,8 @@ impl Evidence {
                 Some(header) => drop(stream.hints.insert(first.saturating_sub(1), header.digest)),
                 None => stream.damaged(*first, *first, format!("{file}: the header is damaged")),
             }
-            self.segment(id, file, *epoch, *first, bytes.get(HEADER_BYTES..).unwrap_or_default())?;
+            let rule = header.map_or(Rule::Context, |header| header.rule);
+            self.segment(id, file, rule, (*first, *epoch), bytes.get(HEADER_BYTES..).unwrap_or_default())?;
         }
         if let Ok(bytes) = read(&directory.join(CHECKPOINT_FILE), 1 << 20)
             && let Some(kept) = Kept::decode(&bytes)
@@ -314,7 +317,14 @@ impl Evidence {
         Ok(())
     }
 
-    fn segment(&mut self, id: [u8; 16], file: &str, epoch: u64, first: u64, bytes: &[u8]) -> Result<(), Error> {
+    fn segment(
+        &mut self,
+        id: [u8; 16],
+        file: &str,
+        rule: Rule,
+        (first, epoch): (u64, u64),
+        bytes: &[u8],
+    ) -> Result<(), Error> {
         let mut scan = Scan::new(bytes, epoch, first.saturating_sub(1));
         for found in scan.by_ref() {
             match found {
@@ -323,7 +333,7 @@ impl Evidence {
                         self.stream(id)?.hints.insert(entry.sequence, digest);
                     }
                 }
-                Scanned::Entry(entry) => self.record(id, entry.sequence, entry.payload)?,
+                Scanned::Entry(entry) => self.record(id, rule, entry.sequence, entry.payload)?,
                 Scanned::Damage { offset, bytes, first, last } => {
                     let offset = HEADER_BYTES + offset;
                     let what = format!("{file}: {bytes} bytes at {offset} are damaged");

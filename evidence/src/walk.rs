@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use identity::SpiffeId;
-use spool::{DISTANCE_MAX, Gap, Reason, Seal, Sink};
+use spool::{Chain, DISTANCE_MAX, Gap, Reason, Seal, Sink};
 
 use crate::{
     Completeness, Error, Explained, Finding, Integrity, StreamReport,
@@ -161,7 +161,7 @@ impl Judge<'_> {
             }
         }
         let mut walk = self.claims(good);
-        let (mut bytes, mut other) = (Vec::new(), Vec::new());
+        let (mut bytes, mut other, mut chain) = (Vec::new(), Vec::new(), Chain::default());
         for at in 0..records.len() {
             let record = records[at];
             self.spill.read(record.at, record.length, &mut bytes).map_err(Error::Spill)?;
@@ -176,7 +176,7 @@ impl Judge<'_> {
             }
             walk.reach(record.sequence);
             if let Some(state) = &mut walk.state {
-                *state = spool::chain(state, record.sequence, &bytes);
+                *state = chain.next(record.rule, state, record.sequence, &bytes);
             }
             walk.records += 1;
             self.records += 1;

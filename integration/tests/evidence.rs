@@ -309,11 +309,10 @@ fn with_durations(number: u64, fields: &mut Vec<u8>, uids: &mut UidSource) {
         decision: record::Decision::Passthrough,
         decision_reason: "not in the mesh",
     }
-    .encode();
+    .encode(uids.next(number));
     let duration = |factor: u64| Duration::from_nanos(number.wrapping_mul(factor) >> (number % 60));
     record::Request {
         uid: uids.next(number),
-        connection: uids.next(number),
         context: &context,
         started_unix_nanos: number,
         ended_unix_nanos: number + 1,

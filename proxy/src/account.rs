@@ -125,7 +125,7 @@ pub struct Facts {
 }
 
 impl Facts {
-    fn encode(&self, upstream: Option<&Upstream>) -> ContextAttributes {
+    fn encode(&self, connection: Uid, upstream: Option<&Upstream>) -> ContextAttributes {
         let server_identity =
             upstream.and_then(|upstream| upstream.identity.as_ref()).or(self.server_identity.as_ref());
         let server_workload =
@@ -154,7 +154,7 @@ impl Facts {
             decision,
             decision_reason,
         }
-        .encode()
+        .encode(connection)
     }
 }
 
@@ -291,7 +291,7 @@ impl Account {
     fn context(&self) -> Rc<ContextAttributes> {
         let mut context = self.context.borrow_mut();
         let upstream = self.upstream.borrow();
-        Rc::clone(context.get_or_insert_with(|| Rc::new(self.facts.borrow().encode(upstream.as_deref()))))
+        Rc::clone(context.get_or_insert_with(|| Rc::new(self.facts.borrow().encode(self.uid, upstream.as_deref()))))
     }
 
     /// Notes why the connection is about to be dropped before its end.
@@ -475,14 +475,13 @@ impl RequestAccount {
                 self.connection.context()
             }
             // What reached no server must not name that of the request before.
-            None => Rc::new(self.connection.facts.borrow().encode(None)),
+            None => Rc::new(self.connection.facts.borrow().encode(self.connection.uid, None)),
         };
         let (journal, captured) = (&self.connection.journal, self.captured.borrow());
         let duration = self.started.elapsed();
         journal.metrics.request(self.connection.direction, self.status.get(), code);
         let record = Request {
             uid: journal.uid(self.started_unix_nanos),
-            connection: self.connection.uid,
             context: &context,
             started_unix_nanos: self.started_unix_nanos,
             ended_unix_nanos: self.started_unix_nanos + duration.as_nanos() as u64,

@@ -94,8 +94,8 @@ impl Connection<'_> {
             trace: None,
         };
         otlp::log_record(out, &head, |mut attributes| {
-            attributes.out.extend_from_slice(&self.context.0);
-            attributes.text(key::LOG_RECORD_UID, std::str::from_utf8(&self.uid.text()).unwrap_or_default());
+            attributes.out.extend_from_slice(self.context.of_connection());
+            attributes.uid(key::LOG_RECORD_UID, self.uid);
             attributes.text(key::CONNECTION_STATE, self.state.as_str());
             attributes.int(key::BYTES_FROM_CLIENT, self.bytes_from_client);
             attributes.int(key::BYTES_FROM_SERVER, self.bytes_from_server);

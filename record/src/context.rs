@@ -1,8 +1,11 @@
 //! What all records of one connection towards one upstream share, encoded once and copied into each.
+//!
+//! Requests leave out how the hop was spoken in detail: that stands in the connection's own record, which they name
+//! (docs/decisions/0010-what-a-record-costs.md).
 
 use std::net::SocketAddr;
 
-use crate::{key, otlp::Attributes};
+use crate::{Uid, key, otlp::Attributes};
 
 /// Seen from the workload that the proxy stands beside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -180,23 +183,58 @@ pub struct Context<'a> {
     pub decision_reason: &'a str,
 }
 
-/// A context, encoded.
+/// A context, encoded: first what each record says, then what is left to the connection's own.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ContextAttributes(pub(crate) Vec<u8>);
+pub struct ContextAttributes {
+    all: Vec<u8>,
+    of_request: usize,
+}
+
+impl ContextAttributes {
+    pub(crate) fn of_request(&self) -> &[u8] {
+        &self.all[..self.of_request]
+    }
+
+    pub(crate) fn of_connection(&self) -> &[u8] {
+        &self.all
+    }
+}
 
 impl Context<'_> {
-    /// Encodes it, for all records that share it.
-    pub fn encode(&self) -> ContextAttributes {
-        let mut out = Vec::with_capacity(1024);
-        let mut attributes = Attributes::new(&mut out);
-        attributes.text(key::DIRECTION, self.direction.as_str());
-        attributes.address(key::SOURCE_ADDRESS, key::SOURCE_PORT, self.source);
-        attributes.address(key::DESTINATION_ADDRESS, key::DESTINATION_PORT, self.destination);
-        attributes.text(key::NETWORK_TRANSPORT, "tcp");
-        attributes.text(key::NETWORK_TYPE, if self.destination.is_ipv4() { "ipv4" } else { "ipv6" });
+    /// Encodes it, for all records of the connection whose closing record has the uid `connection`.
+    pub fn encode(&self, connection: Uid) -> ContextAttributes {
+        let mut all = Vec::with_capacity(1024);
+        let mut attributes = Attributes::new(&mut all);
+        // What tells contexts from each other comes first.
+        attributes.uid(key::CONNECTION_UID, connection);
         if let Some(upstream) = self.upstream {
             attributes.address(key::UPSTREAM_ADDRESS, key::UPSTREAM_PORT, upstream);
         }
+        self.who(&mut attributes);
+        if let Some(tls) = self.tls {
+            attributes.text(key::TLS_PROTOCOL_VERSION, tls.version);
+            attributes.text(key::TLS_CURVE, tls.group);
+            attributes.text(key::TLS_NEXT_PROTOCOL, tls.alpn);
+        }
+        attributes.text_if(key::TLS_SERVER_NAME, self.server_name);
+        attributes.text(key::NETWORK_PROTOCOL_NAME, self.protocol.as_str());
+        attributes.text(key::DECISION, self.decision.as_str());
+        attributes.text(key::DECISION_REASON, self.decision_reason);
+        let of_request = attributes.out.len();
+        attributes.text(key::NETWORK_TRANSPORT, "tcp");
+        if let Some(tls) = self.tls {
+            attributes.text(key::TLS_PROTOCOL_NAME, "tls");
+            attributes.text(key::TLS_CIPHER, tls.cipher);
+        }
+        attributes.text(key::DETECTED_BY, self.detected_by.as_str());
+        ContextAttributes { all, of_request }
+    }
+
+    fn who(&self, attributes: &mut Attributes<'_>) {
+        attributes.text(key::DIRECTION, self.direction.as_str());
+        attributes.address(key::SOURCE_ADDRESS, key::SOURCE_PORT, self.source);
+        attributes.address(key::DESTINATION_ADDRESS, key::DESTINATION_PORT, self.destination);
+        attributes.text(key::NETWORK_TYPE, if self.destination.is_ipv4() { "ipv4" } else { "ipv6" });
         attributes.text_if(key::SERVICE, self.service);
         attributes.text_if(key::CLIENT_WORKLOAD, self.client_workload);
         attributes.text_if(key::SERVER_WORKLOAD, self.server_workload);
@@ -209,18 +247,5 @@ impl Context<'_> {
                 attributes.text(by, how.as_str());
             }
         }
-        if let Some(tls) = self.tls {
-            attributes.text(key::TLS_PROTOCOL_NAME, "tls");
-            attributes.text(key::TLS_PROTOCOL_VERSION, tls.version);
-            attributes.text(key::TLS_CIPHER, tls.cipher);
-            attributes.text(key::TLS_CURVE, tls.group);
-            attributes.text(key::TLS_NEXT_PROTOCOL, tls.alpn);
-        }
-        attributes.text_if(key::TLS_SERVER_NAME, self.server_name);
-        attributes.text(key::NETWORK_PROTOCOL_NAME, self.protocol.as_str());
-        attributes.text(key::DETECTED_BY, self.detected_by.as_str());
-        attributes.text(key::DECISION, self.decision.as_str());
-        attributes.text(key::DECISION_REASON, self.decision_reason);
-        ContextAttributes(out)
     }
 }

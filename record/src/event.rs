@@ -77,7 +77,7 @@ impl Event<'_> {
             trace: None,
         };
         otlp::log_record(out, &head, |mut attributes| {
-            attributes.text(key::LOG_RECORD_UID, std::str::from_utf8(&self.uid.text()).unwrap_or_default());
+            attributes.uid(key::LOG_RECORD_UID, self.uid);
             for (key, value) in self.attributes.iter().take(64) {
                 match value {
                     Value::Text(text) => attributes.text(key, text),

@@ -3,7 +3,7 @@
 //! Nothing is decoded: a record that is kept, numbered and sent on stays the bytes that were made when it ended.
 
 use crate::{
-    key,
+    key, line,
     otlp::{self, Attributes},
 };
 
@@ -67,6 +67,23 @@ pub fn append_numbered(out: &mut Vec<u8>, content: &[u8], sequence: u64) -> Resu
         Attributes::new(out).int(key::SEQUENCE, sequence);
     });
     Ok(())
+}
+
+/// Where the attributes of a finished field begin; `None` where it has none.
+pub fn first_attribute(field: &[u8]) -> Option<usize> {
+    let (_, content) = split(&mut &*field)?;
+    line::first_attribute(content).map(|at| field.len() - content.len() + at)
+}
+
+/// How long the context is at the beginning of `attributes`, which go on to the end of a field: all attributes before
+/// `log.record.uid`, which records of one kind, of one connection and towards one upstream share. 0 where that name does not come.
+pub fn context_length(attributes: &[u8]) -> usize {
+    line::attributes_before(attributes, key::LOG_RECORD_UID).unwrap_or(0)
+}
+
+/// Whether the first attribute is `log.record.uid`, which ends the context.
+pub fn is_context_end(attributes: &[u8]) -> bool {
+    line::first_is(attributes, key::LOG_RECORD_UID)
 }
 
 #[cfg(test)]

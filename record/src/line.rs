@@ -100,6 +100,38 @@ pub fn attributes(record: &[u8]) -> impl Iterator<Item = (&str, Attribute<'_>)> 
     })
 }
 
+/// Where the first attribute begins; `None` where there is none.
+pub(crate) fn first_attribute(record: &[u8]) -> Option<usize> {
+    let mut fields = Fields(record);
+    loop {
+        let at = record.len() - fields.0.len();
+        if matches!(fields.next()?, (6, Field::Bytes(_))) {
+            return Some(at);
+        }
+    }
+}
+
+/// How many bytes of attributes stand before the one of this name; `None` where something else comes first.
+pub(crate) fn attributes_before(attributes: &[u8], name: &str) -> Option<usize> {
+    let mut fields = Fields(attributes);
+    loop {
+        let at = attributes.len() - fields.0.len();
+        let (6, Field::Bytes(attribute)) = fields.next()? else { return None };
+        if is_named(attribute, name) {
+            return Some(at);
+        }
+    }
+}
+
+/// Whether the first field is the attribute of this name.
+pub(crate) fn first_is(attributes: &[u8], name: &str) -> bool {
+    matches!(Fields(attributes).next(), Some((6, Field::Bytes(attribute))) if is_named(attribute, name))
+}
+
+fn is_named(attribute: &[u8], name: &str) -> bool {
+    named(attribute).is_some_and(|(found, _)| found == name.as_bytes())
+}
+
 /// A part of a record, read no further than needed.
 #[derive(Debug, Clone, Copy)]
 pub enum Part<'a> {

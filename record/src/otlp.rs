@@ -20,6 +20,7 @@ const fn tag(field: u8, wire: u8) -> u8 {
     field << 3 | wire
 }
 
+#[inline]
 pub(crate) fn varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
@@ -28,7 +29,18 @@ pub(crate) fn varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
-/// Appends `bytes` of one message with a padded length of `N` bytes.
+#[inline]
+const fn varint_length(value: u64) -> usize {
+    (64 - (value | 1).leading_zeros()).div_ceil(7) as usize
+}
+
+/// The two bytes of an attribute's length.
+#[inline]
+const fn padded(length: usize) -> [u8; 2] {
+    [length as u8 & 0x7f | 0x80, (length >> 7) as u8]
+}
+
+/// Appends one message with a padded length of `N` bytes.
 fn nested<const N: usize>(out: &mut Vec<u8>, tag: u8, write: impl FnOnce(&mut Vec<u8>)) {
     out.push(tag);
     let at = out.len();
@@ -69,18 +81,16 @@ impl<'a> Attributes<'a> {
     }
 
     /// A text of at most [`TEXT_BYTES_MAX`] bytes; longer ones are cut.
+    #[inline]
     pub fn text(&mut self, key: &str, value: &str) {
         self.text_of(key, value, TEXT_BYTES_MAX);
     }
 
+    #[inline]
     pub(crate) fn text_of(&mut self, key: &str, value: &str, limit: usize) {
         let (value, cut) = cut(value, limit);
         self.truncated |= cut;
-        self.value(key, |out| {
-            out.push(tag(1, BYTES));
-            varint(out, value.len() as u64);
-            out.extend_from_slice(value.as_bytes());
-        });
+        self.bytes(key, value.as_bytes());
     }
 
     pub(crate) fn text_if(&mut self, key: &str, value: Option<&str>) {
@@ -89,30 +99,38 @@ impl<'a> Attributes<'a> {
         }
     }
 
+    /// The uid of a record.
+    #[inline]
+    pub(crate) fn uid(&mut self, key: &str, uid: crate::Uid) {
+        self.bytes(key, &uid.text());
+    }
+
     /// A whole number.
+    #[inline]
     pub fn int(&mut self, key: &str, value: u64) {
-        self.value(key, |out| {
-            out.push(tag(3, VARINT));
-            varint(out, value);
-        });
+        self.key(key, 1 + varint_length(value));
+        self.out.push(tag(3, VARINT));
+        varint(self.out, value);
     }
 
     /// A number.
+    #[inline]
     pub fn double(&mut self, key: &str, value: f64) {
-        self.value(key, |out| {
-            out.push(tag(4, FIXED64));
-            out.extend_from_slice(&value.to_le_bytes());
-        });
+        self.key(key, 9);
+        self.out.push(tag(4, FIXED64));
+        self.out.extend_from_slice(&value.to_le_bytes());
     }
 
     /// A time, in seconds.
+    #[inline]
     pub fn seconds(&mut self, key: &str, value: std::time::Duration) {
         self.double(key, value.as_secs_f64());
     }
 
     /// A truth value.
     pub fn boolean(&mut self, key: &str, value: bool) {
-        self.value(key, |out| out.extend_from_slice(&[tag(2, VARINT), u8::from(value)]));
+        self.key(key, 2);
+        self.out.extend_from_slice(&[tag(2, VARINT), u8::from(value)]);
     }
 
     pub(crate) fn address(&mut self, address: &str, port: &str, value: std::net::SocketAddr) {
@@ -136,14 +154,29 @@ impl<'a> Attributes<'a> {
         }
     }
 
-    fn value(&mut self, key: &str, write: impl FnOnce(&mut Vec<u8>)) {
-        // LogRecord.attributes = 6; KeyValue.key = 1, value = 2.
-        nested::<2>(self.out, tag(6, BYTES), |out| {
-            out.push(tag(1, BYTES));
-            varint(out, key.len() as u64);
-            out.extend_from_slice(key.as_bytes());
-            nested::<2>(out, tag(2, BYTES), write);
-        });
+    /// What is a text, and not too long.
+    #[inline]
+    fn bytes(&mut self, key: &str, value: &[u8]) {
+        let length = value.len() as u64;
+        self.key(key, 1 + varint_length(length) + value.len());
+        self.out.push(tag(1, BYTES));
+        varint(self.out, length);
+        self.out.extend_from_slice(value);
+    }
+
+    /// All of an attribute up to its value, which has `length` bytes.
+    #[inline]
+    fn key(&mut self, key: &str, length: usize) {
+        // LogRecord.attributes = 6; KeyValue.key = 1, value = 2. A name of more than 127 bytes has a longer length itself.
+        let whole = 1 + varint_length(key.len() as u64) + key.len() + 3 + length;
+        debug_assert!(whole < 1 << 14, "the limits of texts keep every attribute below its padded length");
+        self.out.reserve(3 + whole);
+        let [low, high] = padded(whole);
+        self.out.extend_from_slice(&[tag(6, BYTES), low, high, tag(1, BYTES)]);
+        varint(self.out, key.len() as u64);
+        self.out.extend_from_slice(key.as_bytes());
+        let [low, high] = padded(length);
+        self.out.extend_from_slice(&[tag(2, BYTES), low, high]);
     }
 }
 

@@ -34,9 +34,7 @@ impl HttpVersion {
 pub struct Request<'a> {
     /// Its uid.
     pub uid: Uid,
-    /// The uid of its connection.
-    pub connection: Uid,
-    /// Who talked to whom.
+    /// Who talked to whom, and on which connection.
     pub context: &'a ContextAttributes,
     /// When its head had come, in nanoseconds since 1970 UTC.
     pub started_unix_nanos: u64,
@@ -89,9 +87,8 @@ impl Request<'_> {
             trace: self.trace,
         };
         otlp::log_record(out, &head, |mut attributes| {
-            attributes.out.extend_from_slice(&self.context.0);
-            attributes.text(key::LOG_RECORD_UID, std::str::from_utf8(&self.uid.text()).unwrap_or_default());
-            attributes.text(key::CONNECTION_UID, std::str::from_utf8(&self.connection.text()).unwrap_or_default());
+            attributes.out.extend_from_slice(self.context.of_request());
+            attributes.uid(key::LOG_RECORD_UID, self.uid);
             self.http(&mut attributes);
             if let Some(captured) = self.captured {
                 attributes.captured(captured);

@@ -12,10 +12,15 @@ impl Uid {
     /// The text, without an allocation.
     pub fn text(self) -> [u8; 26] {
         let mut text = [0; 26];
-        let mut rest = self.0;
-        for character in text.iter_mut().rev() {
-            *character = ALPHABET[(rest & 31) as usize];
-            rest >>= 5;
+        // In parts that one register takes: 10 bits, and twice 60.
+        let (first, rest) = text.split_at_mut(2);
+        let (middle, last) = rest.split_at_mut(12);
+        for (part, bits) in [(first, self.0 >> 120), (middle, self.0 >> 60), (last, self.0)] {
+            let mut bits = bits as u64;
+            for character in part.iter_mut().rev() {
+                *character = ALPHABET[(bits & 31) as usize];
+                bits >>= 5;
+            }
         }
         text
     }

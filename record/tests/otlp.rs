@@ -35,14 +35,13 @@ fn context() -> ContextAttributes {
         decision: Decision::Meshed,
         decision_reason: "proved",
     }
-    .encode()
+    .encode(UidSource::new(9).next(1))
 }
 
 fn request<'a>(context: &'a ContextAttributes, path: &'a str, detail: Option<&'a str>) -> Request<'a> {
     let mut uids = UidSource::new(7);
     Request {
         uid: uids.next(1),
-        connection: uids.next(1),
         context,
         started_unix_nanos: 5,
         ended_unix_nanos: 1_764_000_000_123_000_000,

@@ -5,7 +5,8 @@ use std::sync::{Arc, atomic::Ordering::Relaxed};
 use record::{UidSource, field};
 
 use crate::{
-    Config, Error, File, Gap, OnFull, Reason, Sync, chain,
+    Config, Error, File, Gap, OnFull, Reason, Sync,
+    chain::{Chain, Rule},
     checkpoint::Sealed,
     segment,
     segment::{HEADER_BYTES, Header, Kind},
@@ -46,6 +47,7 @@ pub struct Spool {
     pub(crate) stream: [u8; 16],
     pub(crate) active: Option<Active>,
     pub(crate) tip: Tip,
+    pub(crate) chain: Chain,
     /// The tip as of the last sync.
     pub(crate) synced: Tip,
     /// Records written since then.
@@ -214,7 +216,7 @@ impl Spool {
         let (epoch, sequence) = (self.epoch(), self.tip.next);
         let write = |out: &mut Vec<u8>| field::append_numbered(out, content, sequence);
         let Ok(payload) = segment::append(&mut self.buffer, epoch, kind, sequence, write) else { return false };
-        self.tip.digest = chain::next(&self.tip.digest, sequence, &self.buffer[payload]);
+        self.tip.digest = self.chain.next(Rule::Context, &self.tip.digest, sequence, &self.buffer[payload]);
         self.tip.next += 1;
         true
     }
@@ -247,8 +249,8 @@ impl Spool {
         self.seal()?;
         let (stream, first) = (self.stream, self.tip.next);
         let epoch = random();
-        let header =
-            Header { stream, epoch, first, created: now, previous: self.tip.time, digest: self.tip.digest }.encode();
+        let (rule, previous, digest) = (Rule::Context, self.tip.time, self.tip.digest);
+        let header = Header { rule, stream, epoch, first, created: now, previous, digest }.encode();
         let segment = Segment { first, epoch, bytes: HEADER_BYTES as u64, last: first - 1, since: now, until: now };
         let store = &self.shared.storage;
         let made = store.create(&segment.name()).and_then(|mut file| {

@@ -16,7 +16,7 @@ pub const CHECKPOINT_FILE: &str = "checkpoint";
 pub const DISTANCE_MAX: u64 = REPORTS_MAX as u64 + 1;
 
 /// What a signature is good for, so that it is good for nothing else.
-const DOMAIN: &[u8; 32] = b"picket.dev checkpoint version 1\0";
+const DOMAIN: &[u8; 32] = b"picket.dev checkpoint version 2\0";
 const MESSAGE_BYTES: usize = 136;
 
 const MAGIC: &[u8; 8] = b"PICKETCP";

@@ -28,7 +28,7 @@ mod replay;
 use std::time::Duration;
 
 pub use append::{Spool, Tip};
-pub use chain::next as chain;
+pub use chain::{Chain, Rule, next as chain};
 pub use checkpoint::{CHECKPOINT_FILE, Checkpoint, DISTANCE_MAX, Kept, Seal, Signed};
 pub use gap::{Gap, Reason};
 pub use recover::{Recovery, Torn};

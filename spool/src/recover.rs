@@ -10,7 +10,7 @@ use record::UidSource;
 use crate::{
     Config, Error, Gap, Reader, Reason, Sink, Spool, Storage, Tip,
     append::random,
-    chain,
+    chain::{Chain, Rule},
     checkpoint::{Kept, Sealed},
     cursor::Cursor,
     retain::{content, header},
@@ -118,6 +118,7 @@ impl Spool {
             stream,
             active: None,
             tip,
+            chain: Chain::default(),
             synced: tip,
             unsynced: 0,
             unsynced_reports: Vec::new(),
@@ -268,6 +269,7 @@ struct End {
 fn scan_end(bytes: &[u8], segment: &Segment, header: Option<&Header>) -> End {
     let (digest, time) = header.map_or(([0; 32], 0), |header| (header.digest, header.previous));
     let mut tip = Tip { next: segment.first, digest, time };
+    let (rule, mut chain) = (header.map_or(Rule::Context, |header| header.rule), Chain::default());
     let (mut records, mut offset) = (0, 0);
     let mut scan = Scan::new(bytes, segment.epoch, segment.first.saturating_sub(1));
     while let Some(found) = scan.next() {
@@ -275,7 +277,7 @@ fn scan_end(bytes: &[u8], segment: &Segment, header: Option<&Header>) -> End {
         match entry.kind {
             Kind::Record | Kind::Report => {
                 records += 1;
-                tip.digest = chain::next(&tip.digest, entry.sequence, entry.payload);
+                tip.digest = chain.next(rule, &tip.digest, entry.sequence, entry.payload);
                 tip.next = entry.sequence + 1;
             }
             // After damage the chain is taken up here again.

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use crate::{
     Error, Gap, OnFull, Reason, Spool, Storage,
     append::{Active, REPORTS_MAX},
-    chain,
+    chain::{Chain, Rule},
     segment::{ENTRY_BYTES, HEADER_BYTES, Header, Kind, PAYLOAD_BYTES_MAX, Scan, Scanned},
     shared::{Segment, note},
     storage,
@@ -224,7 +224,7 @@ pub(crate) fn header(store: &dyn Storage, segment: &Segment) -> Option<Header> {
 }
 
 /// Follows the chain up to the number `end`, which is not taken in.
-fn follow(digest: &mut Option<[u8; 32]>, end: u64, found: &Scanned<'_>) {
+fn follow(chain: &mut Chain, rule: Rule, digest: &mut Option<[u8; 32]>, end: u64, found: &Scanned<'_>) {
     match found {
         // After damage the chain is taken up here again.
         Scanned::Entry(entry) if entry.kind == Kind::BatchEnd => {
@@ -233,7 +233,7 @@ fn follow(digest: &mut Option<[u8; 32]>, end: u64, found: &Scanned<'_>) {
             }
         }
         Scanned::Entry(entry) if entry.sequence < end => {
-            *digest = digest.map(|digest| chain::next(&digest, entry.sequence, entry.payload));
+            *digest = digest.map(|digest| chain.next(rule, &digest, entry.sequence, entry.payload));
         }
         Scanned::Damage { first, .. } if *first < end => *digest = None,
         Scanned::Entry(_) | Scanned::Damage { .. } => {}
@@ -243,11 +243,13 @@ fn follow(digest: &mut Option<[u8; 32]>, end: u64, found: &Scanned<'_>) {
 /// What a segment holds of the numbers `from..=to`.
 pub(crate) fn content(store: &dyn Storage, segment: &Segment, from: u64, to: u64) -> Content {
     let overlap = |first: u64, last: u64| (last.min(to) + 1).saturating_sub(first.max(from));
-    let digest = header(store, segment).map(|header| header.digest);
+    let header = header(store, segment);
+    let digest = header.map(|header| header.digest);
+    let (rule, mut chain) = (header.map_or(Rule::Context, |header| header.rule), Chain::default());
     let mut content = Content { records: 0, reports: Vec::new(), before: digest, after: digest };
     let done = walk(store, segment, |found| {
-        follow(&mut content.before, from, &found);
-        follow(&mut content.after, to.saturating_add(1), &found);
+        follow(&mut chain, rule, &mut content.before, from, &found);
+        follow(&mut chain, rule, &mut content.after, to.saturating_add(1), &found);
         match found {
             Scanned::Entry(entry) if entry.kind == Kind::BatchEnd || !(from..=to).contains(&entry.sequence) => {}
             Scanned::Entry(entry) => {

@@ -2,6 +2,8 @@
 //!
 //! Pure functions over slices. Damaged bytes give damage, never a panic and never a record.
 
+use crate::chain::Rule;
+
 /// Bytes of a header.
 pub const HEADER_BYTES: usize = 96;
 /// Bytes of an entry before its payload.
@@ -12,11 +14,12 @@ pub(crate) const PAYLOAD_BYTES_MAX: usize = (2 << 20) + 16;
 pub(crate) const BATCH_END_BYTES: usize = 44;
 
 const MAGIC: &[u8; 8] = b"PICKETSG";
-const VERSION: u16 = 1;
 
 /// What stands at the beginning of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
+    /// How the chain goes on in it: the version of the format, 1 or 2, says so.
+    pub rule: Rule,
     /// Whose numbers these are.
     pub stream: [u8; 16],
     /// In the checksum of each entry.
@@ -35,7 +38,7 @@ impl Header {
     pub(crate) fn encode(&self) -> [u8; HEADER_BYTES] {
         let mut out = [0; HEADER_BYTES];
         out[..8].copy_from_slice(MAGIC);
-        out[8..10].copy_from_slice(&VERSION.to_le_bytes());
+        out[8..10].copy_from_slice(&version(self.rule).to_le_bytes());
         out[10..12].copy_from_slice(&(HEADER_BYTES as u16).to_le_bytes());
         out[16..32].copy_from_slice(&self.stream);
         for (at, number) in [(32, self.epoch), (40, self.first), (48, self.created), (56, self.previous)] {
@@ -50,13 +53,15 @@ impl Header {
     /// Reads a header; `None` when it is damaged or of another version.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let bytes: &[u8; HEADER_BYTES] = bytes.get(..HEADER_BYTES)?.try_into().ok()?;
-        let version = u16::from_le_bytes([bytes[8], bytes[9]]);
+        let found = u16::from_le_bytes([bytes[8], bytes[9]]);
+        let rule = [Rule::Whole, Rule::Context].into_iter().find(|rule| version(*rule) == found)?;
         let checksum = u32::from_le_bytes(array(bytes, 12)?);
-        if &bytes[..8] != MAGIC || version != VERSION || checksum != header_checksum(bytes) {
+        if &bytes[..8] != MAGIC || checksum != header_checksum(bytes) {
             return None;
         }
         let number = |at| Some(u64::from_le_bytes(array(bytes, at)?));
         Some(Self {
+            rule,
             stream: array(bytes, 16)?,
             epoch: number(32)?,
             first: number(40)?,
@@ -64,6 +69,13 @@ impl Header {
             previous: number(56)?,
             digest: array(bytes, 64)?,
         })
+    }
+}
+
+const fn version(rule: Rule) -> u16 {
+    match rule {
+        Rule::Whole => 1,
+        Rule::Context => 2,
     }
 }
 
@@ -288,7 +300,8 @@ mod tests {
 
     #[test]
     fn a_header_is_read_as_it_was_written_and_no_flipped_bit_passes() {
-        let header = Header { stream: [7; 16], epoch: 1, first: 2, created: 3, previous: 4, digest: [9; 32] };
+        let rule = Rule::Context;
+        let header = Header { rule, stream: [7; 16], epoch: 1, first: 2, created: 3, previous: 4, digest: [9; 32] };
         let bytes = header.encode();
         assert_eq!(Header::decode(&bytes), Some(header));
         for bit in 0..HEADER_BYTES * 8 {

@@ -182,11 +182,15 @@ fn run_redb(file: &Path, batches: &[(u32, Vec<u8>)], when: When) -> Result<Cost>
 /// What the parts of the writer's work cost by themselves.
 fn parts(batches: &[(u32, Vec<u8>)]) -> Result<()> {
     let digests = cost(|| {
-        let mut digest = [0; 32];
-        for (number, content) in
-            batches.iter().flat_map(|(_, fields)| record::field::contents(fields)).flatten().enumerate()
-        {
-            digest = spool::chain(&digest, number as u64, content);
+        let (mut digest, mut chain) = ([0; 32], spool::Chain::default());
+        let mut number = 0;
+        for (_, mut fields) in batches.iter().map(|(records, fields)| (records, fields.as_slice())) {
+            while let Some(Ok(content)) = record::field::contents(fields).next() {
+                // Tag and length of ours have four bytes.
+                let (payload, rest) = fields.split_at(4 + content.len());
+                digest = chain.next(spool::Rule::Context, &digest, number, payload);
+                (fields, number) = (rest, number + 1);
+            }
         }
         ensure!(digest != [0; 32], "there was no record");
         Ok(())

@@ -32,12 +32,11 @@ fn request(direction: Direction, client: &str, status: u16, grpc: Option<u32>, m
         decision: Decision::Meshed,
         decision_reason: "",
     };
-    let context = context.encode();
+    let context = context.encode(UidSource::new(2).next(1));
     let mut uids = UidSource::new(1);
     let mut out = Vec::new();
     let request = Request {
         uid: uids.next(1),
-        connection: uids.next(1),
         context: &context,
         started_unix_nanos: 1,
         ended_unix_nanos: 2,

@@ -163,3 +163,18 @@ fn the_first_version_is_read_for_good() {
         ("2e6b11af6a9d86d6e9799ad870907a60bbd6ca98acb7beeb314c2ef93890e5d0", 11, 2 * SECOND)
     );
 }
+
+#[test]
+fn the_second_version_is_read_for_good() {
+    let directory = crate::Directory::new("fixture-2");
+    std::fs::copy("tests/fixtures/v2.seg", directory.0.join("0000000000000001-62c721c3ed69c445.seg")).unwrap();
+    let (spool, mut reader, recovery) = open(&directory.disk());
+    assert_eq!((recovery.torn, recovery.lost), (vec![], None));
+    // Ten requests of two connections in turn, two other records, ten requests.
+    assert_eq!(read_all(&mut reader, 1000).records.into_keys().collect::<Vec<_>>(), (1..=22).collect::<Vec<_>>());
+    let digest: String = spool.tip().digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(
+        (digest.as_str(), spool.tip().next, spool.tip().time),
+        ("1d1818b8359c885e9b802cf652fc8b65e8bb017f9a6dd825198881e17290272b", 23, 2 * SECOND)
+    );
+}
