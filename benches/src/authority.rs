@@ -6,14 +6,16 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
+use api::{follow::Stream, trust::Status};
 use ca::token::{Claim, TokenKey};
 use hyper_util::rt::TokioIo;
 use identity::{Store, TrustBundle};
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use serde_json::json;
-use testkit::{Process, RunDir, Stream, binaries, run};
-use tokio_rustls::TlsConnector;
+use testkit::{Process, RunDir, binaries, run};
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::{
     Request,
     transport::{Channel, Endpoint, Uri},
@@ -30,6 +32,7 @@ pub(crate) struct Authority {
     pub(crate) address: SocketAddr,
     key: TokenKey,
     tls: Arc<ClientConfig>,
+    trust: Arc<ClientConfig>,
     pub(crate) directory: RunDir,
 }
 
@@ -51,7 +54,7 @@ impl Authority {
         let mut command = std::process::Command::new(&program);
         command.arg("run").arg("--config").arg(config);
         let mut process = Process::spawn("ca", command, &directory)?;
-        let line = process.wait_for_line(Stream::Err, "listening", START)?;
+        let line = process.wait_for_line(testkit::Stream::Err, "listening", START)?;
         let address = line.split_once("address=").context("no address")?.1.trim().trim_matches('"').parse()?;
         let root = std::fs::read(dir.join("root.pem"))?;
         let key = TokenKey::from_pem(std::fs::read_to_string(dir.join("token-key.pem"))?)?;
@@ -59,7 +62,8 @@ impl Authority {
         store.set_bundle(TrustBundle::from_pem(&root)?);
         let authority = format!("spiffe://{DOMAIN}/ns/picket-system/sa/picket-ca").parse()?;
         let tls = Arc::new(identity::client_config(&store, &authority, b"h2"));
-        Ok(Self { process, address, key, tls, directory })
+        let trust = Arc::new(identity::trust_client_config(&store, &authority));
+        Ok(Self { process, address, key, tls, trust, directory })
     }
 
     /// A token of the pod with this number.
@@ -81,16 +85,25 @@ impl Authority {
 
     /// A new connection.
     pub(crate) async fn connect(&self) -> Result<Channel> {
-        let socket = tokio::net::TcpStream::connect(self.address).await?;
-        socket.set_nodelay(true)?;
-        let name = ServerName::from(self.address.ip());
-        let mut stream = Some(TokioIo::new(TlsConnector::from(Arc::clone(&self.tls)).connect(name, socket).await?));
+        let mut stream = Some(TokioIo::new(self.dial(&self.tls).await?));
         let connect = tower::service_fn(move |_: Uri| {
             let stream = stream.take();
             async move { stream.ok_or_else(|| std::io::Error::other("the connection has ended")) }
         });
         let endpoint = Endpoint::from_shared(format!("http://{}", self.address))?;
         Ok(endpoint.connect_with_connector(connect).await?)
+    }
+
+    /// A new trust bundle stream.
+    pub(crate) async fn follow(&self, token: &str, status: Status) -> Result<Stream<TlsStream<TcpStream>>> {
+        Ok(Stream::open(self.dial(&self.trust).await?, token, status).await?)
+    }
+
+    async fn dial(&self, tls: &Arc<ClientConfig>) -> Result<TlsStream<TcpStream>> {
+        let socket = TcpStream::connect(self.address).await?;
+        socket.set_nodelay(true)?;
+        let name = ServerName::from(self.address.ip());
+        Ok(TlsConnector::from(Arc::clone(tls)).connect(name, socket).await?)
     }
 }
 

@@ -11,22 +11,17 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use api::trust::{Bundle, Status, trust_bundle_service_client::TrustBundleServiceClient};
+use api::trust::Status;
 use clap::Args;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use testkit::{binaries, until};
+use testkit::{Bundles, binaries, until};
 use tokio::{sync::mpsc, task::JoinSet, time::timeout};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::codec::Streaming;
 
-use crate::{
-    authority::{Authority, with_token},
-    machine, usage,
-};
+use crate::{authority::Authority, machine, usage};
 
 const METHOD: &str = "\
-All clients begin at once, on one thread of another process; each makes TCP, TLS 1.3 (X25519MLKEM768), HTTP/2 and the call
-as a proxy does, gives an attempt 10 s, and pauses 0.5 s and longer after one that failed. The time is from the common
+All clients begin at once, on one thread of another process; each makes TCP, TLS 1.3 (X25519MLKEM768) and the first
+message as a proxy does, gives an attempt 10 s, and pauses 0.5 s and longer after one that failed. The time is from the common
 beginning to the first bundle. Memory is RssAnon of picket-ca. A wave ends when all have said what they use; then all
 connections are dropped at once and the next wave begins.
 ";
@@ -51,7 +46,7 @@ pub(crate) struct Arguments {
 /// One proxy that follows.
 struct Follower {
     say: mpsc::Sender<Status>,
-    bundles: Streaming<Bundle>,
+    bundles: Bundles,
     waited: Duration,
     attempts: usize,
 }
@@ -139,12 +134,8 @@ async fn come(authority: &Arc<Authority>, tokens: &Arc<[String]>) -> Result<Vec<
     Ok(followers)
 }
 
-async fn follow(authority: &Authority, token: &str) -> Result<(mpsc::Sender<Status>, Streaming<Bundle>)> {
-    let channel = authority.connect().await?;
-    let (say, said) = mpsc::channel(2);
-    say.send(uses(0)).await?;
-    let call = with_token(ReceiverStream::new(said), token)?;
-    let mut bundles = TrustBundleServiceClient::new(channel).follow(call).await?.into_inner();
+async fn follow(authority: &Authority, token: &str) -> Result<(mpsc::Sender<Status>, Bundles)> {
+    let (say, mut bundles) = testkit::follow(authority.follow(token, uses(0)).await?);
     let bundle = bundles.message().await?.context("the stream ended")?;
     say.send(uses(bundle.generation)).await?;
     Ok((say, bundles))

@@ -17,7 +17,7 @@ use crate::alerts::{describe, time};
 use crate::followers::{Followers, Known};
 use crate::journal::Journal;
 use crate::keeper::{Command, KeeperError};
-use crate::lifecycle::{self, Proxy, Rules, View, Wait};
+use crate::lifecycle::{self, Rules, View, Wait};
 use crate::state::{Outcome, RootUse, Rotation, Seconds, State, Subject};
 use crate::tend::{Tended, now};
 use crate::trust::Trust;
@@ -142,7 +142,7 @@ impl Desk {
         let known = known.map_err(|error| Refused::Failure(chain(&error).to_string()))?;
         let process = certs::Process { pid: std::process::id(), leader: self.tended.leads.load(Relaxed) };
         let observing_since = self.tended.observing_since.load(Relaxed);
-        Ok(status(&snapshot.state, &known, observing_since, self.trust.keeper().rules(), process, now))
+        Ok(status(&snapshot.state, known, observing_since, self.trust.keeper().rules(), process, now))
     }
 }
 
@@ -181,16 +181,24 @@ fn read_subject(subject: &certs::Subject) -> Result<Subject, Refused> {
 /// All there is to tell.
 pub fn status(
     state: &State,
-    known: &[Known],
+    known: impl Iterator<Item = Known>,
     observing_since: Seconds,
     rules: &Rules,
     process: certs::Process,
     now: Seconds,
 ) -> certs::Status {
-    let proxies: Vec<Proxy> = known.iter().map(Known::proxy).collect();
+    let (mut proxies, mut counts) = (Vec::new(), certs::Proxies { connected: 0, behind: 0, absent: 0 });
+    for known in known {
+        counts.connected += usize::from(known.connected);
+        counts.behind += usize::from(known.connected && known.report.generation != state.generation);
+        counts.absent += usize::from(!known.connected && now < known.report.not_after);
+        // Only a rotation waits for proxies.
+        if state.rotation.is_some() {
+            proxies.push(known.proxy());
+        }
+    }
     let view = View { proxies: &proxies, observing_since };
     let waits = lifecycle::waits(state, &view, rules, now);
-    let connected = || proxies.iter().filter(|proxy| proxy.connected);
     certs::Status {
         trust_domain: state.trust_domain.clone(),
         time: time(now),
@@ -211,11 +219,7 @@ pub fn status(
             };
             certs::Ended { outcome: outcome.into(), at: time(ended.at) }
         }),
-        proxies: certs::Proxies {
-            connected: connected().count(),
-            behind: connected().filter(|proxy| proxy.generation != state.generation).count(),
-            absent: proxies.iter().filter(|proxy| !proxy.connected && now < proxy.not_after).count(),
-        },
+        proxies: counts,
         denied: state.denied.iter().map(denied).collect(),
     }
 }

@@ -1,157 +1,343 @@
 //! The trust bundle stream: each generation out, what proxies use back in.
 //!
-//! Promises: a stream begins with the present bundle and gets each later one, or the newest when it was slow; one message
+//! Promises: a stream begins with the present bundle and gets each later one, or the newest when it was slow; one bundle
 //! is on its way at a time, and the next follows when the proxy has said something about it. A generation is encoded
-//! once for all streams. A stream of somebody who is denied ends. A clock that is far from ours is an alert. Leaves to
-//! others: connections and their limits (`serve`), what follows from what a proxy says (`lifecycle`).
+//! once for all streams. A stream of somebody who is denied ends, and so does one of whom nothing is heard, that does not
+//! finish a message, does not take one, or says too much. Between messages a stream keeps two keys and no buffer. A clock that is far from
+//! ours is an alert. Leaves to others: connections and their limits (`serve`), records (`sealed`), what follows from what a
+//! proxy says (`lifecycle`).
 
-use std::pin::Pin;
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::trust::Status as Said;
-use bytes::{BufMut, Bytes};
+use api::follow::KEEP_ALIVE;
+use api::frames::{self, Frames, TooLong, frame};
+use api::trust::{self, Answer, Open, Status as Said, answer};
+use bytes::Buf;
 use prost::Message as _;
-use prost::encoding::int64;
+use prost::encoding::{WireType, encode_key, encode_varint, int64};
 use record::{Value, key};
 use time::OffsetDateTime;
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
-use tokio_stream::Stream;
-use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder, Streaming};
-use tonic::{Request, Response, Status};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::time::{Instant, timeout};
+use tokio_rustls::server::TlsStream;
 
-use crate::attest::Caller;
-use crate::followers::{self, Report};
+use crate::followers::{self, Report, Who};
 use crate::issue::utc;
 use crate::journal::{Alert, unix_nanos};
 use crate::refusal::CallError;
-use crate::serve::{Connection, Following};
+use crate::sealed::{PLAIN_BYTES_MAX, SealError, Sealed};
+use crate::serve::Places;
 use crate::service::Service;
 
-/// The path of the call.
-pub(crate) const PATH: &str = "/picket.trust.v1.TrustBundleService/Follow";
-/// What a proxy says has some hundred bytes.
-const MESSAGE_BYTES_MAX: usize = 4 << 10;
+/// A token and a status; longer tokens are refused anyway.
+const OPEN_BYTES_MAX: usize = 32 << 10;
+/// What a proxy says later has some hundred bytes.
+const SAID_BYTES_MAX: usize = 4 << 10;
+/// Bytes that are read at once.
+const READ_BYTES: usize = 2 << 10;
+/// By then a proxy has said who it is.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// A message that was begun is whole by then.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A bundle is taken by then.
+const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+/// The last word is.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
+/// A proxy speaks each [`KEEP_ALIVE`]: one of which nothing is heard for this long is gone.
+const SILENCE_MAX: Duration = KEEP_ALIVE.saturating_add(Duration::from_secs(20));
+/// Messages of one proxy within [`TICK`]. It says something about each generation, and more would be a flood.
+const TALK_MAX: u32 = 5000;
+/// How often all streams look at the time: one timer for each would cost more than its keys.
+pub(crate) const TICK: Duration = Duration::from_secs(5);
 /// Who says nothing about a bundle gets the next one all the same, after this long.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Clocks further apart than this are an alert.
 const SKEW_MAX: Duration = Duration::from_secs(5);
 
-/// One generation on its way: the bytes that all streams share, and the time of sending.
-#[derive(Debug)]
-pub(crate) struct Message {
-    bundle: Bytes,
-    time_unix_nanos: i64,
+/// Why a stream ends.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    /// The proxy is told so.
+    #[error("it was refused")]
+    Refused(#[from] CallError),
+    #[error("the connection")]
+    Io(#[from] io::Error),
+    #[error("the connection")]
+    Seal(#[from] SealError),
+    #[error("{0}")]
+    Rude(&'static str),
+    /// The program ends.
+    #[error("the authority stops")]
+    Stopped,
 }
 
-type Messages = Pin<Box<dyn Stream<Item = Result<Message, Status>> + Send>>;
-
-/// The gRPC face of the stream.
-pub(crate) struct Follow(pub(crate) Arc<Service>);
-
-impl tonic::server::StreamingService<Said> for Follow {
-    type Response = Message;
-    type ResponseStream = Messages;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Messages>, Status>> + Send>>;
-
-    fn call(&mut self, request: Request<Streaming<Said>>) -> Self::Future {
-        Box::pin(follow(self.0.clone(), request))
+impl From<TooLong> for End {
+    fn from(error: TooLong) -> Self {
+        Self::Refused(CallError::Call(error.to_string()))
     }
 }
 
-/// Answers one call with the codec of this module.
-pub(crate) async fn answer<B>(service: Arc<Service>, request: http::Request<B>) -> http::Response<tonic::body::Body>
-where
-    B: http_body::Body + Send + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send,
-{
-    let mut grpc = tonic::server::Grpc::new(Shared).max_decoding_message_size(MESSAGE_BYTES_MAX);
-    grpc.streaming(Follow(service), request).await
+impl From<prost::DecodeError> for End {
+    fn from(error: prost::DecodeError) -> Self {
+        Self::Refused(CallError::Call(error.to_string()))
+    }
 }
 
-async fn follow(service: Arc<Service>, request: Request<Streaming<Said>>) -> Result<Response<Messages>, Status> {
-    let connection = request.extensions().get::<Arc<Connection>>().cloned();
-    let connection = connection.ok_or_else(|| Status::internal("a call without a connection"))?;
-    let admitted = service.admit(request.metadata(), connection.source).await;
-    let (caller, who) = admitted.map_err(|error| error.status())?;
-    connection.admit();
-    let following = connection.follow();
-    let following = following.map_err(|error| service.refuse(Some(&caller), connection.source, error).status())?;
+/// Admits who says the right things on a new connection; `None` when the connection is of no use any more.
+pub(crate) async fn begin(
+    service: Arc<Service>,
+    mut connection: TlsStream<TcpStream>,
+    places: &Places,
+    source: SocketAddr,
+) -> Option<Follower> {
+    let opened = match timeout(OPEN_TIMEOUT, read_open(&mut connection)).await {
+        Ok(Ok(open)) => admit(&service, &open, places, source).await.map(|admitted| (open, admitted)),
+        Ok(Err(End::Refused(error))) => Err(service.refuse(None, source, error)),
+        Ok(Err(error)) => {
+            tracing::debug!(%source, reason = %telemetry::chain(&error), "a stream did not begin");
+            return None;
+        }
+        Err(_) => {
+            tracing::debug!(%source, "a stream did not begin in time");
+            return None;
+        }
+    };
+    let (open, (who, place)) = match opened {
+        Ok(opened) => opened,
+        Err(error) => {
+            let last = async {
+                connection.write_all(&last_word(&error)).await?;
+                connection.shutdown().await
+            };
+            // Who does not take it has the connection's end.
+            let _told = timeout(END_TIMEOUT, last).await;
+            return None;
+        }
+    };
+    let (socket, connection) = connection.into_inner();
+    let sealed = Sealed::take(connection);
+    let sealed = sealed.inspect_err(|error| tracing::debug!(%source, reason = %telemetry::chain(error), "not a proxy"));
     let now = OffsetDateTime::now_utc().unix_timestamp();
-    let (stream, generations) = (service.followers.open(who, now), service.trust.subscribe());
-    let state = Streamed {
-        caller,
-        stream,
-        generations,
-        inbound: request.into_inner(),
-        begun: false,
+    let mut follower = Follower {
+        stream: service.followers.open(who, now),
+        generations: service.trust.subscribe(),
+        socket,
+        sealed: sealed.ok()?,
         sent: 0,
-        unanswered_until: Some(Instant::now() + PATIENCE),
-        _following: following,
+        unanswered_until: None,
+        silent_until: Instant::now() + SILENCE_MAX,
+        talk: 0,
+        input: None,
+        _place: place,
         service,
     };
-    let messages = futures_util::stream::unfold(state, Streamed::next);
-    Ok(Response::new(Box::pin(messages)))
+    follower.take(&open.status.unwrap_or_default());
+    Some(follower)
 }
 
-/// One stream.
-struct Streamed {
+/// The first message; nothing may come behind it.
+async fn read_open(connection: &mut TlsStream<TcpStream>) -> Result<Open, End> {
+    let (mut frames, mut bytes) = (Frames::default(), Vec::with_capacity(READ_BYTES));
+    loop {
+        if connection.read_buf(&mut bytes).await? == 0 {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        frames.push(&bytes);
+        bytes.clear();
+        if let Some(message) = frames.next(OPEN_BYTES_MAX)? {
+            if !frames.is_empty() {
+                return Err(CallError::Call("something follows the first message".to_owned()).into());
+            }
+            return Ok(Open::decode(&*message)?);
+        }
+    }
+}
+
+async fn admit(
+    service: &Service,
+    open: &Open,
+    places: &Places,
+    source: SocketAddr,
+) -> Result<(Who, OwnedSemaphorePermit), CallError> {
+    let (caller, who) = service.admit(&open.token, source).await?;
+    let place = places.take().map_err(|error| service.refuse(Some(&caller), source, error))?;
+    Ok((who, place))
+}
+
+fn last_word(error: &CallError) -> Vec<u8> {
+    let status = error.status();
+    let end = trust::End { code: status.code().into(), message: status.message().to_owned() };
+    frame(&Answer { what: Some(answer::What::End(end)) })
+}
+
+/// One stream. It is all that a connected proxy costs here, beside its entry in [`followers`].
+pub(crate) struct Follower {
     service: Arc<Service>,
-    caller: Caller,
     stream: followers::Stream,
+    socket: TcpStream,
+    sealed: Sealed,
     generations: watch::Receiver<u64>,
-    inbound: Streaming<Said>,
-    /// The proxy has said something.
-    begun: bool,
     /// The generation that was sent last.
     sent: u64,
-    /// The proxy has the word: until then a message on its way counts as not arrived, and a silent stream as alive.
+    /// The proxy has the word: until then a bundle on its way counts as not arrived.
     unanswered_until: Option<Instant>,
-    _following: Following,
+    silent_until: Instant,
+    /// Messages since the last look at the time.
+    talk: u32,
+    /// What is here of a message that is not whole.
+    input: Option<Box<Input>>,
+    _place: OwnedSemaphorePermit,
 }
 
-impl Streamed {
-    /// The next message; `None` when the stream ends.
-    async fn next(mut self) -> Option<(Result<Message, Status>, Self)> {
-        loop {
-            if self.begun && self.unanswered_until.is_none() {
-                match self.message() {
-                    Ok(Some(message)) => return Some((Ok(message), self)),
-                    Ok(None) => {}
-                    Err(error) => return Some((Err(error.status()), self)),
-                }
-            }
-            let patience = self.unanswered_until;
-            tokio::select! {
-                said = self.inbound.message() => self.take(&said.ok().flatten()?),
-                changed = self.generations.changed(), if self.begun => changed.ok()?,
-                () = sleep_until(patience.unwrap_or_else(Instant::now)), if patience.is_some() => {
-                    if !self.begun {
-                        return None;
-                    }
-                    self.unanswered_until = None;
+#[derive(Debug)]
+struct Input {
+    sealed: Vec<u8>,
+    frames: Frames,
+    /// When its patience ends.
+    until: Instant,
+}
+
+impl Follower {
+    /// Serves it to its end.
+    ///
+    /// # Cancellation
+    /// The connection is cut.
+    pub(crate) fn run(mut self) -> impl Future<Output = ()> + Send {
+        // Not an `async fn`: that would keep a place for `self` twice.
+        async move {
+            loop {
+                if let Err(end) = self.turn().await {
+                    return Box::pin(self.end(end)).await;
                 }
             }
         }
     }
 
-    /// The newest bundle, if it was not sent yet.
-    fn message(&mut self) -> Result<Option<Message>, CallError> {
-        let snapshot = self.service.trust.current();
-        if snapshot.state.generation == self.sent {
-            return Ok(None);
+    /// Sends what is due, then waits for one thing to happen.
+    async fn turn(&mut self) -> Result<(), End> {
+        if self.unanswered_until.is_none() && self.service.trust.current().state.generation != self.sent {
+            Box::pin(self.send_bundle()).await?;
         }
-        let admitted = self.service.policy.admit(&self.caller, &snapshot.state);
+        tokio::select! {
+            // Not `readable()`, whose future is larger.
+            readable = poll_fn(|context| self.socket.poll_read_ready(context)) => {
+                readable?;
+                Box::pin(self.hear()).await
+            }
+            changed = self.generations.changed() => match changed {
+                Ok(()) if !self.service.trust.is_stopping() => self.look(),
+                Ok(()) | Err(_) => Err(End::Stopped),
+            },
+        }
+    }
+
+    /// At the time.
+    fn look(&mut self) -> Result<(), End> {
+        let now = Instant::now();
+        self.talk = 0;
+        if self.silent_until <= now {
+            return Err(End::Rude("nothing was heard of it"));
+        }
+        if self.input.as_ref().is_some_and(|input| input.until <= now) {
+            return Err(End::Rude("it did not finish a message"));
+        }
+        if self.unanswered_until.is_some_and(|until| until <= now) {
+            self.unanswered_until = None;
+        }
+        Ok(())
+    }
+
+    /// The newest bundle.
+    async fn send_bundle(&mut self) -> Result<(), End> {
+        let snapshot = self.service.trust.current();
+        let who = self.stream.who();
+        let admitted = self.service.policy.admit_still(&who.identity, who.pod_uid.as_deref(), &snapshot.state);
         admitted.map_err(CallError::from)?;
         self.sent = snapshot.state.generation;
         self.unanswered_until = Some(Instant::now() + PATIENCE);
-        let time_unix_nanos = i64::try_from(unix_nanos()).unwrap_or(0);
-        Ok(Some(Message { bundle: snapshot.bundle.clone(), time_unix_nanos }))
+        let head = head(&snapshot.bundle, i64::try_from(unix_nanos()).unwrap_or(0));
+        self.send(Buf::chain(head, &*snapshot.bundle)).await
+    }
+
+    async fn send(&mut self, mut plain: impl Buf) -> Result<(), End> {
+        let Self { socket, sealed, .. } = self;
+        let send = async {
+            while plain.has_remaining() {
+                let part = plain.copy_to_bytes(plain.remaining().min(PLAIN_BYTES_MAX));
+                socket.write_all(&sealed.seal(&part)?).await?;
+            }
+            Ok(())
+        };
+        timeout(SEND_TIMEOUT, send).await.map_err(|_| End::Rude("it did not take what was sent"))?
+    }
+
+    /// Reads once, and does what was said.
+    async fn hear(&mut self) -> Result<(), End> {
+        let mut input = self.input.take().unwrap_or_else(Input::new);
+        input.sealed.reserve(READ_BYTES);
+        match self.socket.try_read_buf(&mut input.sealed) {
+            Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+            Ok(_) => {}
+            // The readiness was of before.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error.into()),
+        }
+        let (mut opened, mut asked, mut heard) = (0, false, false);
+        while let Some((plain, length)) = self.sealed.open(&mut input.sealed[opened..])? {
+            opened += length;
+            input.frames.push(plain);
+            while let Some(message) = input.frames.next(SAID_BYTES_MAX)? {
+                (asked, heard) = (asked || message.is_empty(), true);
+                self.count()?;
+                if !message.is_empty() {
+                    self.take(&Said::decode(&*message)?);
+                }
+            }
+        }
+        input.sealed.drain(..opened);
+        if heard {
+            self.silent_until = Instant::now() + SILENCE_MAX;
+            input.until = Instant::now() + MESSAGE_TIMEOUT;
+        }
+        self.input = (!input.is_empty()).then_some(input);
+        if asked {
+            self.send(&frames::length(0)[..]).await?;
+        }
+        // Who says much does not keep the others from being heard.
+        tokio::task::yield_now().await;
+        Ok(())
+    }
+
+    fn count(&mut self) -> Result<(), End> {
+        self.talk += 1;
+        if self.talk > TALK_MAX { Err(End::Rude("it says too much")) } else { Ok(()) }
+    }
+
+    /// Tells the proxy why, if there is something to tell, and that nothing follows.
+    async fn end(&mut self, end: End) {
+        let reason = telemetry::chain(&end).to_string();
+        tracing::debug!(who = %self.stream.who(), reason, "a stream ends");
+        let last = match &end {
+            End::Refused(error) => last_word(error),
+            End::Stopped => Vec::new(),
+            // There is nobody to tell, or nothing can be told any more.
+            End::Io(_) | End::Seal(_) | End::Rude(_) => return,
+        };
+        let say = async {
+            self.send(&*last).await?;
+            self.socket.write_all(&self.sealed.seal_end()?).await?;
+            self.socket.shutdown().await.map_err(End::from)
+        };
+        let _told = timeout(END_TIMEOUT, say).await;
     }
 
     fn take(&mut self, said: &Said) {
-        self.begun = true;
         self.unanswered_until = None;
         let trust = &self.service.trust;
         if said.generation > trust.current().state.generation {
@@ -188,53 +374,30 @@ impl Streamed {
     }
 }
 
-/// Writes bundles that are encoded already, reads what proxies say with prost; keeps no buffers while nothing happens.
-#[derive(Clone, Copy, Debug)]
-struct Shared;
-
-impl Codec for Shared {
-    type Encode = Message;
-    type Decode = Said;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
+impl Input {
+    fn new() -> Box<Self> {
+        let until = Instant::now() + MESSAGE_TIMEOUT;
+        Box::new(Self { sealed: Vec::new(), frames: Frames::default(), until })
     }
 
-    fn decoder(&mut self) -> Self {
-        Self
+    fn is_empty(&self) -> bool {
+        self.sealed.is_empty() && self.frames.is_empty()
     }
 }
 
-impl Encoder for Shared {
-    type Item = Message;
-    type Error = Status;
-
-    fn encode(&mut self, item: Message, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        out.reserve(item.bundle.len() + 16);
-        out.put(item.bundle);
-        // Bundle.time_unix_nanos = 6; a field may stand anywhere.
-        int64::encode(6, &item.time_unix_nanos, out);
-        Ok(())
-    }
-
-    fn buffer_settings(&self) -> BufferSettings {
-        BufferSettings::new(0, 64 << 10)
-    }
-}
-
-impl Decoder for Shared {
-    type Item = Said;
-    type Error = Status;
-
-    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Said>, Status> {
-        Said::decode(from).map(Some).map_err(|error| Status::invalid_argument(error.to_string()))
-    }
-
-    fn buffer_settings(&self) -> BufferSettings {
-        BufferSettings::new(256, 64 << 10)
-    }
+/// What stands before the bytes of a bundle that all streams share.
+fn head(bundle: &[u8], time_unix_nanos: i64) -> io::Cursor<Vec<u8>> {
+    let (mut time, mut field) = (Vec::new(), Vec::new());
+    // Bundle.time_unix_nanos = 6; a field may stand anywhere.
+    int64::encode(6, &time_unix_nanos, &mut time);
+    let length = time.len() + bundle.len();
+    // Answer.bundle = 1
+    encode_key(1, WireType::LengthDelimited, &mut field);
+    encode_varint(length as u64, &mut field);
+    let mut head = frames::length(field.len() + length).to_vec();
+    head.extend(field);
+    head.extend(time);
+    io::Cursor::new(head)
 }
 
 #[cfg(test)]
@@ -244,14 +407,23 @@ mod tests {
 
     #[test]
     fn the_state_of_a_stream_is_small() {
-        assert!(size_of::<Streamed>() <= 640, "{} bytes", size_of::<Streamed>());
+        fn size_of_run<F>(_: impl Fn(Follower) -> F) -> usize {
+            size_of::<F>()
+        }
+        let sizes = (size_of::<Follower>(), size_of_run(Follower::run));
+        assert!(sizes.0 <= 304 && sizes.1 <= 576, "{sizes:?} bytes");
     }
 
     #[test]
     fn the_shared_bytes_and_the_time_are_one_message() {
         let bundle = Bundle { generation: 7, roots: vec![vec![1, 2, 3]], ..Bundle::default() };
-        let mut bytes = bundle.encode_to_vec();
-        int64::encode(6, &5, &mut bytes);
-        assert_eq!(Bundle::decode(&*bytes).unwrap(), Bundle { time_unix_nanos: 5, ..bundle });
+        let shared = bundle.encode_to_vec();
+        let mut frames = Frames::default();
+        frames.push(head(&shared, 5).get_ref());
+        frames.push(&shared);
+        let message = frames.next(100).unwrap().unwrap();
+        let what = Some(answer::What::Bundle(Bundle { time_unix_nanos: 5, ..bundle }));
+        assert_eq!(Answer::decode(&*message).unwrap(), Answer { what });
+        assert!(frames.is_empty());
     }
 }

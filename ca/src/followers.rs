@@ -128,7 +128,8 @@ struct Entry {
 
 #[derive(Debug, Default)]
 struct Inner {
-    entries: HashMap<Arc<Who>, Entry>,
+    /// Boxed: a table is up to half empty.
+    entries: HashMap<Arc<Who>, Box<Entry>>,
     next_stream: u64,
     connected: usize,
     changed: bool,
@@ -202,7 +203,7 @@ impl Followers {
         inner.changed = true;
         let who = inner.entries.get_key_value(&who).map_or_else(|| Arc::new(who), |(who, _)| who.clone());
         let newly = inner.entries.get(&who).is_none_or(|entry| entry.streams == 0);
-        let entry = inner.entries.entry(who.clone()).or_insert_with(|| Entry::new(now));
+        let entry = inner.entries.entry(who.clone()).or_insert_with(|| Box::new(Entry::new(now)));
         entry.streams += 1;
         (entry.newest, entry.first_seen, entry.last_seen) = (id, now, now);
         // Not what an earlier stream said: the program may be another one by now.
@@ -215,7 +216,7 @@ impl Followers {
     /// A certificate was issued to `who`.
     pub fn granted(&self, who: Who, serial: &str, issuer: Sha256, not_after: Seconds, now: Seconds) {
         let mut inner = self.inner();
-        let entry = inner.entries.entry(Arc::new(who)).or_insert_with(|| Entry::new(now));
+        let entry = inner.entries.entry(Arc::new(who)).or_insert_with(|| Box::new(Entry::new(now)));
         if entry.streams > 0 {
             // It says itself which one it uses.
             return;
@@ -233,12 +234,12 @@ impl Followers {
         let mut inner = self.inner();
         for known in known {
             let last_seen = if known.connected { now } else { known.last_seen };
-            let older = |entry: &Entry| entry.streams > 0 || entry.last_seen >= last_seen;
+            let older = |entry: &Box<Entry>| entry.streams > 0 || entry.last_seen >= last_seen;
             if inner.entries.get(&known.who).is_some_and(older) {
                 continue;
             }
             let Known { who, first_seen, report, .. } = known;
-            inner.entries.insert(who, Entry { first_seen, last_seen, report, ..Entry::new(now) });
+            inner.entries.insert(who, Box::new(Entry { first_seen, last_seen, report, ..Entry::new(now) }));
         }
         inner.changed = true;
         self.make_room(&mut inner);
@@ -261,10 +262,16 @@ impl Followers {
         inner.entries.iter().map(|(who, entry)| entry.known(who, now)).collect()
     }
 
-    /// As [`Self::known`], if anything changed since the last call that returned something.
-    pub fn changed(&self, now: Seconds) -> Option<Vec<Known>> {
+    /// Everybody, one after another; who comes or goes meanwhile may be missing.
+    pub fn each(&self, now: Seconds) -> impl Iterator<Item = Known> + '_ {
+        let names: Vec<_> = self.inner().entries.keys().cloned().collect();
+        names.into_iter().filter_map(move |who| self.inner().entries.get(&who).map(|entry| entry.known(&who, now)))
+    }
+
+    /// As [`Self::each`], if anything changed since the last call that returned something.
+    pub fn changed(&self, now: Seconds) -> Option<impl Iterator<Item = Known> + '_> {
         let changed = std::mem::take(&mut self.inner().changed);
-        changed.then(|| self.known(now))
+        changed.then(|| self.each(now))
     }
 
     /// How many are known.
@@ -401,10 +408,10 @@ mod tests {
     #[test]
     fn a_change_is_told_once() {
         let followers = Followers::new(10, || 50);
-        assert_eq!(followers.changed(1), None);
+        assert!(followers.changed(1).is_none());
         let stream = followers.open(who("web-0"), 1);
-        assert_eq!(followers.changed(2).unwrap().len(), 1);
-        assert_eq!(followers.changed(2), None);
+        assert_eq!(followers.changed(2).unwrap().count(), 1);
+        assert!(followers.changed(2).is_none());
         stream.report(report(1));
         assert!(followers.changed(2).is_some());
         stream.report(report(1));

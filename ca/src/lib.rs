@@ -5,9 +5,9 @@
 //! [`pki`] or brought from outside ([`brought`]); the [`keeper`] changes the state, whole or not at all, and [`trust`] is
 //! what this process signs with. A call brings a token that says who asks ([`attest`]); the rules say what that caller may
 //! have ([`policy`]); the certificate is made of the caller's public key and of nothing else that it sent ([`issue`]), or
-//! there is a [`refusal`]. Proxies follow the trust bundle ([`follow`]) and say what they use ([`followers`], [`roster`]);
+//! there is a [`refusal`]. Proxies follow the trust bundle ([`follow`], over [`sealed`] records) and say what they use ([`followers`], [`roster`]);
 //! one thread tends to all of that ([`tend`]). Each act goes into the [`journal`], trouble is an alert ([`alerts`]).
-//! [`service`] and [`serve`] put it behind gRPC over TLS, [`admin`] and [`metrics`] show it, [`app`] connects it, and
+//! [`service`] and [`serve`] put it behind TLS, [`admin`] and [`metrics`] show it, [`app`] connects it, and
 //! [`token`] makes tokens where no Kubernetes does.
 //!
 //! Promises: no identity comes from a request; every issuance and every refusal is one record, with its reason; at any
@@ -42,6 +42,9 @@ pub mod tend;
 pub mod service;
 #[cfg(test)]
 mod hostile_tests;
+pub mod sealed;
+#[cfg(test)]
+mod sealed_tests;
 pub mod follow;
 mod gather;
 pub mod serve;

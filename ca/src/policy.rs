@@ -80,11 +80,18 @@ impl Policy {
         if id == own_identity(&self.trust_domain)? {
             return Err(PolicyError::Reserved);
         }
-        refuse_denied("the identity", state.denies(&Subject::Identity(id.as_str().into())))?;
-        if let Some(uid) = &caller.pod_uid {
-            refuse_denied("the pod", state.denies(&Subject::PodUid(uid.clone())))?;
-        }
+        self.admit_still(id.as_str(), caller.pod_uid.as_deref(), state)?;
         Ok(id)
+    }
+
+    /// Whether who was admitted would be admitted again: only an operator changes that.
+    ///
+    /// # Errors
+    /// When an operator denied it.
+    pub fn admit_still(&self, identity: &str, pod_uid: Option<&str>, state: &State) -> Result<(), PolicyError> {
+        refuse_denied("the identity", state.denies(&Subject::Identity(identity.into())))?;
+        let pod = pod_uid.and_then(|uid| state.denies(&Subject::PodUid(uid.into())));
+        refuse_denied("the pod", pod)
     }
 
     /// Whether a certificate may be issued for the key with this digest.

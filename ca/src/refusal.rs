@@ -36,9 +36,6 @@ pub enum CallError {
     /// As many streams as there may be.
     #[error("{0} proxies follow the trust bundle here, no more are taken")]
     StreamLimit(usize),
-    /// One connection, one stream.
-    #[error("this connection follows the trust bundle already")]
-    SecondStream,
 }
 
 macro_rules! reasons {
@@ -102,7 +99,7 @@ impl CallError {
             Self::Csr(CsrError::Key) => Reason::CsrKey,
             Self::Csr(CsrError::Signature) => Reason::CsrSignature,
             Self::Issue(_) | Self::Trust(_) => Reason::IssuerUnavailable,
-            Self::StreamLimit(_) | Self::SecondStream => Reason::StreamLimit,
+            Self::StreamLimit(_) => Reason::StreamLimit,
         }
     }
 
@@ -118,7 +115,7 @@ impl CallError {
             Self::Timeout => Code::DeadlineExceeded,
             // Another process, or the next moment, may do better.
             Self::Trust(_) => Code::Unavailable,
-            Self::StreamLimit(_) | Self::SecondStream => Code::ResourceExhausted,
+            Self::StreamLimit(_) => Code::ResourceExhausted,
         };
         Status::new(code, telemetry::chain(self).to_string())
     }

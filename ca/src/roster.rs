@@ -9,7 +9,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use crate::followers::{Followers, Known, Who};
 use crate::lock::{Lock, LockError};
@@ -34,12 +34,9 @@ pub enum RosterError {
     /// No name could be made.
     #[error("the system gives no random numbers")]
     Random(#[from] crate::pki::PkiError),
-    /// A file cannot be written.
-    #[error("the list of proxies cannot be written")]
-    Syntax(#[from] serde_json::Error),
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct Document {
     version: u32,
     proxies: Vec<Known>,
@@ -75,9 +72,17 @@ impl Roster {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn publish(&self, proxies: Vec<Known>) -> Result<(), RosterError> {
-        let text = serde_json::to_string(&Document { version: VERSION, proxies })?;
-        Ok(self.directory.write(&format!("{}.json", self.name), &text)?)
+    pub fn publish(&self, proxies: impl IntoIterator<Item = Known>) -> Result<(), RosterError> {
+        // One by one: as one text, or list, it would be as large as all else that is kept of the proxies.
+        let write = |file: &mut dyn std::io::Write| {
+            write!(file, r#"{{"version":{VERSION},"proxies":["#)?;
+            for (at, known) in proxies.into_iter().enumerate() {
+                file.write_all(if at == 0 { b"" } else { b"," })?;
+                serde_json::to_writer(&mut *file, &known)?;
+            }
+            file.write_all(b"]}")
+        };
+        Ok(self.directory.write_with(&format!("{}.json", self.name), write)?)
     }
 
     /// Takes over from processes that are gone; `true` when there was one.
@@ -96,7 +101,7 @@ impl Roster {
             return Ok(false);
         }
         // What they knew is in our own file before theirs go.
-        self.publish(followers.known(now))?;
+        self.publish(followers.each(now))?;
         for (name, _lock) in &gone {
             self.directory.remove(&format!("{name}.json"))?;
             self.directory.remove(&format!("{name}.lock"))?;
@@ -109,9 +114,16 @@ impl Roster {
     ///
     /// # Errors
     /// When a file cannot be read.
-    pub fn all(&mut self, here: Vec<Known>) -> Result<Vec<Known>, RosterError> {
-        let mut all: HashMap<Arc<Who>, Known> = here.into_iter().map(|known| (known.who.clone(), known)).collect();
-        for name in self.others()? {
+    pub fn all<'a>(
+        &mut self,
+        here: impl Iterator<Item = Known> + 'a,
+    ) -> Result<Box<dyn Iterator<Item = Known> + 'a>, RosterError> {
+        let others = self.others()?;
+        if others.is_empty() {
+            return Ok(Box::new(here));
+        }
+        let mut all: HashMap<Arc<Who>, Known> = here.map(|known| (known.who.clone(), known)).collect();
+        for name in others {
             for known in self.read(&name)? {
                 match all.get(&known.who) {
                     Some(found) if !known.is_newer_than(found) => {}
@@ -121,7 +133,7 @@ impl Roster {
                 }
             }
         }
-        Ok(all.into_values().collect())
+        Ok(Box::new(all.into_values()))
     }
 
     /// Names of the other processes that left a file.
@@ -184,7 +196,7 @@ mod tests {
         at_one.granted(who("moved"), "", crate::state::Sha256([0; 32]), 9, 1);
         two.publish(at_two.known(3)).unwrap();
         let expected = [("here".into(), true), ("moved".into(), true), ("there".into(), true)];
-        assert_eq!(pods(&one.all(at_one.known(3)).unwrap()), expected);
+        assert_eq!(pods(&one.all(at_one.each(3)).unwrap().collect::<Vec<_>>()), expected);
         assert!(!one.take_over(&at_one, 4).unwrap(), "it lives");
         drop(two);
         assert!(one.take_over(&at_one, 5).unwrap());
@@ -206,7 +218,7 @@ mod tests {
         let instances = directory.inside(DIRECTORY).unwrap();
         instances.write("x.json", "{\"version\": 2, \"proxies\": []}").unwrap();
         instances.write("y.json", "nonsense").unwrap();
-        assert!(roster.all(Vec::new()).unwrap().is_empty());
+        assert!(roster.all(std::iter::empty()).unwrap().next().is_none());
         assert!(roster.take_over(&Followers::new(9, || 50), 1).unwrap());
     }
 }

@@ -1,4 +1,5 @@
-//! The authority on the network: Istio's certificate service and our own trust bundle service over HTTP/2 and TLS 1.3.
+//! The authority on the network: Istio's certificate service over HTTP/2, our own trust bundle stream, both over TLS 1.3 on
+//! one port; the ALPN name says which.
 //!
 //! A connection begins as a caller's: one of a bounded number, cut when nobody proved on it in time who is calling, shut
 //! down politely when it is old. Once it follows the trust bundle it is one of another bounded number, gives its first
@@ -12,8 +13,8 @@ use std::convert::Infallible;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use api::istio_ca::istio_certificate_service_server::{IstioCertificateService, IstioCertificateServiceServer};
@@ -30,13 +31,13 @@ use rustls_pki_types::PrivateKeyDer;
 use telemetry::chain;
 use time::OffsetDateTime;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tower::Service as _;
 
-use crate::follow;
+use crate::follow::{self, Follower};
 use crate::gather::Gather;
 use crate::issue::{self, IssueError};
 use crate::pki::{self, PkiError};
@@ -85,79 +86,49 @@ pub enum ServeError {
     Key(&'static str),
 }
 
-/// Where connections find their places.
+/// Where those who follow find their places.
 #[derive(Debug)]
-struct Places {
+pub(crate) struct Places {
     streams: Arc<Semaphore>,
     streams_max: usize,
 }
 
-/// One connection.
+impl Places {
+    fn new(streams_max: usize) -> Arc<Self> {
+        Arc::new(Self { streams: Arc::new(Semaphore::new(streams_max)), streams_max })
+    }
+
+    /// One of them, for as long as the connection lives.
+    ///
+    /// # Errors
+    /// When as many follow as may.
+    pub(crate) fn take(&self) -> Result<OwnedSemaphorePermit, CallError> {
+        let place = self.streams.clone().try_acquire_owned();
+        place.map_err(|_| CallError::StreamLimit(self.streams_max))
+    }
+}
+
+/// One connection of a caller.
 #[derive(Debug)]
-pub(crate) struct Connection {
-    pub(crate) source: SocketAddr,
-    places: Arc<Places>,
-    /// Its place among the callers, and later among those who follow.
-    place: Mutex<Option<OwnedSemaphorePermit>>,
+struct Connection {
+    source: SocketAddr,
     admitted: AtomicBool,
-    following: AtomicBool,
-    ended: Notify,
 }
 
 impl Connection {
-    fn new(source: SocketAddr, place: OwnedSemaphorePermit, places: Arc<Places>) -> Arc<Self> {
-        let (admitted, following, ended) = (AtomicBool::new(false), AtomicBool::new(false), Notify::new());
-        Arc::new(Self { source, places, place: Mutex::new(Some(place)), admitted, following, ended })
-    }
-
     /// Somebody has proved who is calling.
-    pub(crate) fn admit(&self) {
+    fn admit(&self) {
         self.admitted.store(true, SeqCst);
-    }
-
-    /// From now on it follows the trust bundle.
-    ///
-    /// # Errors
-    /// When it does already, or when as many do as may.
-    pub(crate) fn follow(self: &Arc<Self>) -> Result<Following, CallError> {
-        if self.following.swap(true, SeqCst) {
-            return Err(CallError::SecondStream);
-        }
-        let Ok(place) = self.places.streams.clone().try_acquire_owned() else {
-            self.following.store(false, SeqCst);
-            return Err(CallError::StreamLimit(self.places.streams_max));
-        };
-        // The place among the callers goes back; this one is kept until the connection is gone.
-        *self.place.lock().unwrap_or_else(PoisonError::into_inner) = Some(place);
-        Ok(Following(self.clone()))
     }
 
     /// Waits until it is time for this connection to go; `true` when it may finish what it does.
     async fn end(&self) -> bool {
-        let start = Instant::now();
         sleep(ADMISSION_TIMEOUT).await;
         if !self.admitted.load(SeqCst) {
             return false;
         }
-        tokio::select! {
-            () = sleep_until(start + CALLER_AGE_MAX) => {
-                if self.following.load(SeqCst) {
-                    self.ended.notified().await;
-                }
-            }
-            () = self.ended.notified() => {}
-        }
+        sleep(CALLER_AGE_MAX.saturating_sub(ADMISSION_TIMEOUT)).await;
         true
-    }
-}
-
-/// A stream of the connection; dropping it ends the connection soon.
-#[derive(Debug)]
-pub(crate) struct Following(Arc<Connection>);
-
-impl Drop for Following {
-    fn drop(&mut self) {
-        self.0.ended.notify_one();
     }
 }
 
@@ -208,21 +179,33 @@ pub async fn serve(
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_no_client_auth()
         .with_cert_resolver(serving.clone());
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.alpn_protocols = vec![b"h2".to_vec(), identity::ALPN_TRUST.to_vec()];
     config.send_tls13_tickets = 0;
+    // For the streams of those who follow: see `sealed`.
+    config.enable_secret_extraction = true;
     let (stopping, stopped) = watch::channel(false);
-    let places = Arc::new(Places { streams: Arc::new(Semaphore::new(streams_max)), streams_max });
-    let accepting = Accepting { service: service.clone(), tls: Arc::new(config).into(), places, stopped };
+    let (tls, places) = (Arc::new(config).into(), Places::new(streams_max));
+    let accepting = Accepting { service: service.clone(), tls, places, stopped };
     let mut connections = JoinSet::new();
     tokio::select! {
         () = accepting.run(&listener, &mut connections) => {}
         () = shown.keep(&serving, &service, &dns_names) => {}
+        () = tick(&service) => {}
         () = stop => {}
     }
     drop(listener);
     stopping.send_replace(true);
+    service.trust.stop();
     while connections.join_next().await.is_some() {}
     Ok(())
+}
+
+/// Lets those who follow look at the time, for ever.
+async fn tick(service: &Service) {
+    loop {
+        sleep(follow::TICK).await;
+        service.trust.wake();
+    }
 }
 
 /// Makes the serving certificate; when the next one is due comes with it.
@@ -296,6 +279,7 @@ impl Shown {
 }
 
 /// What each new connection needs.
+#[derive(Clone)]
 struct Accepting {
     service: Arc<Service>,
     tls: TlsAcceptor,
@@ -321,16 +305,35 @@ impl Accepting {
             if let Err(error) = socket.set_nodelay(true) {
                 tracing::debug!(%source, reason = %error, "the connection is gone already");
             }
-            let connection = Connection::new(source, place, self.places.clone());
-            let (service, tls, stopped) = (self.service.clone(), self.tls.clone(), self.stopped.clone());
+            // Boxed: what is needed to begin is gone when it follows.
+            let begin = Box::pin(self.clone().begin(socket, source, place));
             connections.spawn(async move {
-                match timeout(HANDSHAKE_TIMEOUT, tls.accept(socket)).await {
-                    Ok(Ok(stream)) => Box::pin(serve_connection(service, connection, stream, stopped)).await,
-                    Ok(Err(error)) => tracing::debug!(%source, reason = %error, "handshake failed"),
-                    Err(_) => tracing::debug!(%source, "handshake timed out"),
+                if let Some(follower) = begin.await {
+                    follower.run().await;
                 }
             });
         }
+    }
+
+    /// Serves a caller to its end, or makes a follower of it.
+    async fn begin(self, socket: TcpStream, source: SocketAddr, _place: OwnedSemaphorePermit) -> Option<Follower> {
+        let stream = match timeout(HANDSHAKE_TIMEOUT, self.tls.accept(socket)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => {
+                tracing::debug!(%source, reason = %error, "handshake failed");
+                return None;
+            }
+            Err(_) => {
+                tracing::debug!(%source, "handshake timed out");
+                return None;
+            }
+        };
+        if stream.get_ref().1.alpn_protocol() == Some(identity::ALPN_TRUST) {
+            return follow::begin(self.service, stream, &self.places, source).await;
+        }
+        let connection = Arc::new(Connection { source, admitted: AtomicBool::new(false) });
+        Box::pin(serve_connection(self.service, connection, stream, self.stopped)).await;
+        None
     }
 }
 
@@ -366,10 +369,8 @@ async fn serve_connection(
     };
     if politely {
         served.as_mut().graceful_shutdown();
-        // A stream has no end of its own; a call has.
-        let grace = if connection.following.load(SeqCst) { TICK } else { CALL_TIMEOUT };
         // Whether it ended or not, it is dropped now.
-        let _ended = timeout(grace, poll_fn(|cx| stream.turn(cx, served.as_mut()))).await;
+        let _ended = timeout(CALL_TIMEOUT, poll_fn(|cx| stream.turn(cx, served.as_mut()))).await;
     }
 }
 
@@ -381,7 +382,6 @@ async fn answer(
 ) -> http::Response<tonic::body::Body> {
     request.extensions_mut().insert(connection.clone());
     match request.uri().path() {
-        follow::PATH => follow::answer(service, request).await,
         CREATE => {
             let reached = Reached::default();
             request.extensions_mut().insert(reached.clone());
@@ -419,52 +419,25 @@ mod tests {
     use super::*;
     use tokio::time::Instant as Clock;
 
-    fn connection(places: &Arc<Places>, callers: &Arc<Semaphore>) -> Arc<Connection> {
-        let place = callers.clone().try_acquire_owned().unwrap();
-        Connection::new(([127, 0, 0, 1], 5).into(), place, places.clone())
-    }
-
-    fn places(streams_max: usize) -> Arc<Places> {
-        Arc::new(Places { streams: Arc::new(Semaphore::new(streams_max)), streams_max })
-    }
-
     #[tokio::test(start_paused = true)]
     async fn a_connection_ends_when_its_time_has_come_and_not_before() {
-        let (places, callers) = (places(1), Arc::new(Semaphore::new(3)));
-        let (start, nameless) = (Clock::now(), connection(&places, &callers));
+        let connection = || Connection { source: ([127, 0, 0, 1], 5).into(), admitted: AtomicBool::new(false) };
+        let (start, nameless) = (Clock::now(), connection());
         assert!(!nameless.end().await, "cut");
         assert_eq!(start.elapsed(), ADMISSION_TIMEOUT);
 
-        let (start, caller) = (Clock::now(), connection(&places, &callers));
+        let (start, caller) = (Clock::now(), connection());
         caller.admit();
         assert!(caller.end().await, "politely");
         assert_eq!(start.elapsed(), CALLER_AGE_MAX);
-
-        let follower = connection(&places, &callers);
-        follower.admit();
-        let following = follower.follow().unwrap();
-        let days = timeout(Duration::from_secs(30 * 86_400), follower.end()).await;
-        assert!(days.is_err(), "it stays for as long as it follows");
-        drop(following);
-        assert!(follower.end().await, "and no longer");
     }
 
     #[test]
-    fn who_follows_gives_its_callers_place_back_and_keeps_the_other() {
-        let (places, callers) = (places(1), Arc::new(Semaphore::new(2)));
-        let (one, two) = (connection(&places, &callers), connection(&places, &callers));
-        assert_eq!(callers.available_permits(), 0);
-        let following = one.follow().unwrap();
-        assert_eq!((callers.available_permits(), places.streams.available_permits()), (1, 0));
-        assert!(matches!(one.follow(), Err(CallError::SecondStream)));
-        assert!(matches!(two.follow(), Err(CallError::StreamLimit(1))));
-        drop(following);
-        assert_eq!(
-            places.streams.available_permits(),
-            0,
-            "until the connection is gone, so that their number has a limit"
-        );
-        drop(one);
-        assert!(two.follow().is_ok());
+    fn as_many_follow_as_may() {
+        let places = Places::new(1);
+        let place = places.take().unwrap();
+        assert!(matches!(places.take(), Err(CallError::StreamLimit(1))));
+        drop(place);
+        assert!(places.take().is_ok());
     }
 }

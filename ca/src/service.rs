@@ -45,7 +45,7 @@ impl Service {
         source: SocketAddr,
     ) -> Result<Issued, CallError> {
         let now = OffsetDateTime::now_utc();
-        match self.attest(metadata, now).await {
+        match self.attest(bearer(metadata), now).await {
             Ok(caller) => {
                 let who = Asked { caller: Some(&caller), source };
                 match self.issue(&caller, asked, source, now) {
@@ -71,8 +71,9 @@ impl Service {
     ///
     /// # Errors
     /// See [`CallError`].
-    pub async fn admit(&self, metadata: &MetadataMap, source: SocketAddr) -> Result<(Caller, Who), CallError> {
-        let attested = self.attest(metadata, OffsetDateTime::now_utc()).await;
+    pub async fn admit(&self, token: &str, source: SocketAddr) -> Result<(Caller, Who), CallError> {
+        let token = (!token.is_empty()).then_some(token).ok_or(TokenError::Missing);
+        let attested = self.attest(token, OffsetDateTime::now_utc()).await;
         let caller = attested.map_err(|error| self.refuse(None, source, error.into()))?;
         match self.policy.admit(&caller, &self.trust.current().state) {
             Ok(id) => {
@@ -89,9 +90,9 @@ impl Service {
         error
     }
 
-    async fn attest(&self, metadata: &MetadataMap, now: OffsetDateTime) -> Result<Caller, TokenError> {
+    async fn attest(&self, token: Result<&str, TokenError>, now: OffsetDateTime) -> Result<Caller, TokenError> {
         let seconds = u64::try_from(now.unix_timestamp()).unwrap_or(0);
-        self.attestor.attest(bearer(metadata)?, seconds).await
+        self.attestor.attest(token?, seconds).await
     }
 
     fn issue(

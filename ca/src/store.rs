@@ -138,6 +138,18 @@ impl Directory {
     /// # Errors
     /// When a step fails; the old file is then still there.
     pub fn write(&self, name: &str, content: &str) -> Result<(), StoreError> {
+        self.write_with(name, |file| file.write_all(content.as_bytes()))
+    }
+
+    /// As [`Self::write`], with content that comes piece by piece.
+    ///
+    /// # Errors
+    /// When it cannot be written or made; the old content is still there then, unless only the last step failed.
+    pub fn write_with(
+        &self,
+        name: &str,
+        content: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> Result<(), StoreError> {
         let target = self.file(name);
         let draft = self.file(&format!(".{name}.new"));
         let failed = |action| {
@@ -149,9 +161,10 @@ impl Directory {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("replace")(error)),
             Ok(()) | Err(_) => {}
         }
-        let mut file =
-            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft).map_err(failed("write"))?;
-        file.write_all(content.as_bytes()).map_err(failed("write"))?;
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft).map_err(failed("write"))?;
+        let mut buffered = io::BufWriter::new(&file);
+        content(&mut buffered).and_then(|()| buffered.flush()).map_err(failed("write"))?;
+        drop(buffered);
         file.sync_all().map_err(failed("sync"))?;
         fs::rename(&draft, &target).map_err(failed("replace"))?;
         File::open(&self.path).and_then(|directory| directory.sync_all()).map_err(failed("sync the directory of"))

@@ -60,8 +60,12 @@ impl Tended {
     ///
     /// # Errors
     /// When the file of another process cannot be read.
-    pub fn all(&self, followers: &Followers, now: Seconds) -> Result<Vec<Known>, RosterError> {
-        self.roster().all(followers.known(now))
+    pub fn all<'a>(
+        &self,
+        followers: &'a Followers,
+        now: Seconds,
+    ) -> Result<Box<dyn Iterator<Item = Known> + 'a>, RosterError> {
+        self.roster().all(followers.each(now))
     }
 
     fn roster(&self) -> MutexGuard<'_, Roster> {
@@ -108,7 +112,7 @@ impl Tender {
             }
         }
         // The streams are closed by now: the next process learns when they were last seen.
-        if let Err(error) = self.tended.roster().publish(self.followers.known(now())) {
+        if let Err(error) = self.tended.roster().publish(self.followers.each(now())) {
             tracing::warn!(reason = %chain(&error), "the list of proxies is not up to date");
         }
     }
@@ -210,7 +214,7 @@ impl Tender {
         if self.trust.current().state.rotation.is_none() {
             return Ok(Vec::new());
         }
-        Ok(self.tended.all(&self.followers, now)?.iter().map(Known::proxy).collect())
+        Ok(self.tended.all(&self.followers, now)?.map(|known| known.proxy()).collect())
     }
 
     fn look(&self, now: Seconds) -> Vec<Condition> {

@@ -24,6 +24,30 @@ pub(crate) fn authority() -> Authority {
     Authority::assemble(&issuer, &root, &key).unwrap()
 }
 
+/// A root as PEM, and what an authority under it shows, with its identity.
+pub(crate) fn serving() -> (String, rustls::sign::CertifiedKey, identity::SpiffeId) {
+    let (domain, now) = ("td".parse().unwrap(), time::OffsetDateTime::now_utc());
+    let seconds = now.unix_timestamp();
+    let (root, root_key) = pki::new_root(&domain, 1, 3650 * 86400, seconds).unwrap();
+    let new = NewIssuer {
+        domain: &domain,
+        id: 2,
+        root: &root,
+        root_key: &root_key,
+        lifetime: 365 * 86400,
+        longest_leaf: 86400,
+    };
+    let (issuer, issuer_key) = pki::new_issuer(&new, seconds).unwrap();
+    let authority = Authority::assemble(&issuer, &root, &issuer_key).unwrap();
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+    let id = crate::policy::own_identity(&domain).unwrap();
+    let hour = std::time::Duration::from_secs(3600);
+    let leaf = crate::issue::sign(&authority, &key, &id, &[], hour, now).unwrap().der;
+    let chain = vec![leaf, pki::read_certificate("the issuer", &authority.above[0]).unwrap()];
+    let key = rustls_pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    (root.certificate, rustls::sign::CertifiedKey::from_der(chain, key, &identity::provider()).unwrap(), id)
+}
+
 /// Base64 with the alphabet of URLs and without padding, as tokens have it.
 pub(crate) fn base64url(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";

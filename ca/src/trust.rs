@@ -4,6 +4,7 @@
 //! noticed by content, whoever made it; what was good last stays in use while the disk cannot be read, but signs no more.
 //! A generation is encoded once, however many proxies get it. Leaves to others: changing the state (`keeper`).
 
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -57,6 +58,7 @@ pub struct Trust {
     renew_within: u32,
     current: ArcSwap<Snapshot>,
     changes: watch::Sender<u64>,
+    stopping: AtomicBool,
     seen: Mutex<Seen>,
 }
 
@@ -79,7 +81,7 @@ impl Trust {
         let snapshot = snapshot(&keeper, renew_within, state, None, now)?;
         let (changes, _) = watch::channel(snapshot.state.generation);
         let (current, seen) = (ArcSwap::from_pointee(snapshot), Mutex::new(Seen { text, at }));
-        Ok(Self { keeper, renew_within, current, changes, seen })
+        Ok(Self { keeper, renew_within, current, changes, stopping: AtomicBool::new(false), seen })
     }
 
     /// The directory behind it.
@@ -132,6 +134,22 @@ impl Trust {
     /// Hears of each generation, or of the newest when there were several.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
+    }
+
+    /// Says that this process ends, to all who wait for a generation.
+    pub fn stop(&self) {
+        self.stopping.store(true, SeqCst);
+        self.wake();
+    }
+
+    /// True when it ends.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(SeqCst)
+    }
+
+    /// Wakes all who wait for a generation, though there is none: they look at the time, or at the end.
+    pub fn wake(&self) {
+        self.changes.send_modify(|_| {});
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {

@@ -28,6 +28,6 @@ pub use seal::{SignatureError, verify_signature};
 pub use spiffe_id::{SpiffeId, SpiffeIdError, TrustDomain};
 pub use store::{Credentials, CredentialsError, Previous, Store, Unusable};
 pub use tls::{
-    ALPN_H2, ALPN_HTTP1, ALPN_TCP, client_config, peer_error, peer_failure, peer_leaf, provider, refused_by_peer,
-    server_config, version_unsupported,
+    ALPN_H2, ALPN_HTTP1, ALPN_TCP, ALPN_TRUST, client_config, peer_error, peer_failure, peer_leaf, provider,
+    refused_by_peer, server_config, trust_client_config, version_unsupported,
 };

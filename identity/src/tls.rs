@@ -17,7 +17,7 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{
     AlertDescription, CertificateError, ClientConfig, CommonState, DigitallySignedStruct, DistinguishedName, Error,
-    OtherError, PeerIncompatible, ServerConfig, SignatureScheme,
+    OtherError, PeerIncompatible, ServerConfig, SignatureScheme, SupportedCipherSuite,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
@@ -30,6 +30,8 @@ pub const ALPN_H2: &[u8] = b"picket/h2";
 pub const ALPN_HTTP1: &[u8] = b"picket/http1";
 /// The hop carries bytes that nobody looks into.
 pub const ALPN_TCP: &[u8] = b"picket/tcp";
+/// The trust bundle stream between a proxy and the CA.
+pub const ALPN_TRUST: &[u8] = b"picket/trust";
 
 static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
     Arc::new(CryptoProvider {
@@ -69,8 +71,21 @@ pub fn server_config(store: &Arc<Store>, alpn: &[&[u8]]) -> ServerConfig {
 
 /// The configuration of the calling side, for one expected identity and one protocol.
 pub fn client_config(store: &Arc<Store>, expected: &SpiffeId, alpn: &[u8]) -> ClientConfig {
+    client(provider(), store, expected, alpn)
+}
+
+/// As [`client_config`], for the trust bundle stream: the CA keeps it with suites alone whose keys have 256 bits.
+pub fn trust_client_config(store: &Arc<Store>, expected: &SpiffeId) -> ClientConfig {
+    let mut provider = CryptoProvider::clone(&PROVIDER);
+    let has_long_keys =
+        |suite: &SupportedCipherSuite| suite.tls13().is_some_and(|suite| suite.aead_alg.key_len() == 32);
+    provider.cipher_suites.retain(has_long_keys);
+    client(Arc::new(provider), store, expected, ALPN_TRUST)
+}
+
+fn client(provider: Arc<CryptoProvider>, store: &Arc<Store>, expected: &SpiffeId, alpn: &[u8]) -> ClientConfig {
     let verifier = Verifier { store: store.clone(), expected: Some(expected.clone()) };
-    let mut config = ClientConfig::builder_with_provider(provider())
+    let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("the provider above has suites for TLS 1.3")
         .dangerous()

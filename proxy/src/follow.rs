@@ -13,9 +13,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use api::trust::{
-    Bundle, Denial as WireDenial, Status, denial::Subject, trust_bundle_service_client::TrustBundleServiceClient,
-};
+use api::trust::{Bundle, Denial as WireDenial, Status, denial::Subject};
 use export::Alerts;
 use identity::{BundleError, Denial, DenyList, SpiffeId, TooManyDenials, TrustBundle, Utc};
 use record::Severity;
@@ -24,7 +22,6 @@ use tokio::{
     sync::watch,
     time::{Instant, interval_at, sleep, sleep_until, timeout},
 };
-use tokio_stream::wrappers::WatchStream;
 
 use crate::{
     ca_client,
@@ -173,16 +170,14 @@ impl Follower {
             changed.changed().await.map_err(|_| Error::Ended)?;
         }
         changed.mark_unchanged();
-        let (said, outgoing) = watch::channel(self.status(""));
+        let (said, mut outgoing) = watch::channel(self.status(""));
         let begin = async {
-            let channel = ca_client::connect(&self.config, self.trust.store()).await?;
-            let mut request = tonic::Request::new(WatchStream::new(outgoing));
-            ca_client::authorize(&self.config, &mut request)?;
-            let mut bundles = TrustBundleServiceClient::new(channel).follow(request).await?.into_inner();
-            let first = bundles.message().await?.ok_or(Error::Ended)?;
-            Ok::<_, Error>((bundles, first))
+            let status = outgoing.borrow_and_update().clone();
+            let mut connection = ca_client::follow(&self.config, self.trust.store(), status).await?;
+            let first = connection.bundle().await?.ok_or(Error::Ended)?;
+            Ok::<_, Error>((connection, first))
         };
-        let (mut bundles, first) = timeout(BEGIN_TIMEOUT, begin).await.map_err(|_| Error::Timeout)??;
+        let (mut connection, first) = timeout(BEGIN_TIMEOUT, begin).await.map_err(|_| Error::Timeout)??;
         progress.began.get_or_insert_with(Instant::now);
         let (refused, older) = Default::default();
         let mut stream = Stream { said, refused, older, compared: Moment::now() };
@@ -191,7 +186,11 @@ impl Follower {
         loop {
             let taken_at = progress.older_since.filter(|_| stream.older.is_some());
             tokio::select! {
-                bundle = bundles.message() => self.receive(&mut stream, progress, bundle?.ok_or(Error::Ended)?),
+                bundle = connection.bundle() => self.receive(&mut stream, progress, bundle?.ok_or(Error::Ended)?),
+                _said = outgoing.changed() => {
+                    let status = outgoing.borrow_and_update().clone();
+                    connection.say(&status).await?;
+                }
                 certificate = changed.changed() => {
                     certificate.map_err(|_| Error::Ended)?;
                     self.plan_renewal(progress, RENEW_AGAIN_MIN);

@@ -11,26 +11,30 @@ use std::{
 };
 
 use api::{
+    frames::{Frames, frame, length},
     istio_ca::{
         IstioCertificateRequest, IstioCertificateResponse,
         istio_certificate_service_server::{IstioCertificateService, IstioCertificateServiceServer},
     },
-    trust::{
-        Bundle, Status as Said,
-        trust_bundle_service_server::{TrustBundleService, TrustBundleServiceServer},
-    },
+    trust::{Answer, Bundle, End, Open, Status as Said, answer},
 };
 use identity::{SpiffeId, sha256};
+use prost::Message as _;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 use rustls::{ServerConfig, sign::CertifiedKey};
 use rustls_pki_types::PrivateKeyDer;
-use tokio::{net::TcpListener, sync::mpsc, time::timeout};
-use tokio_rustls::TlsAcceptor;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+    time::timeout,
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
-use tonic::{Request, Response, Status, Streaming, transport::Server};
+use tonic::{Request, Response, Status, transport::Server};
 
 use crate::{clock, discover::FileDiscovery};
 
@@ -111,23 +115,23 @@ pub(crate) struct TestCa {
 
 /// A trust bundle stream, in the hands of a test; dropping it ends it.
 pub(crate) struct Stream {
-    said: Streaming<Said>,
-    bundles: mpsc::Sender<Result<Bundle, Status>>,
+    said: mpsc::Receiver<Said>,
+    bundles: mpsc::Sender<Bundle>,
 }
 
 impl Stream {
     pub(crate) async fn send(&self, bundle: Bundle) {
-        self.bundles.send(Ok(bundle)).await.unwrap();
+        self.bundles.send(bundle).await.unwrap();
     }
 
     /// What the proxy says next.
     pub(crate) async fn said(&mut self) -> Said {
-        timeout(DEADLINE, self.said.message()).await.expect("a status in time").unwrap().expect("not the end")
+        timeout(DEADLINE, self.said.recv()).await.expect("a status in time").expect("not the end")
     }
 
     /// True when the proxy says nothing for a while.
     pub(crate) async fn is_silent(&mut self) -> bool {
-        timeout(Duration::from_millis(200), self.said.message()).await.is_err()
+        timeout(Duration::from_millis(200), self.said.recv()).await.is_err()
     }
 }
 
@@ -139,20 +143,22 @@ impl TestCa {
         let address = listener.local_addr().unwrap();
         let key = Arc::clone(&issuer.credentials(CA).certified_key);
         let (connections, incoming) = mpsc::channel(1);
+        let (opened, streams) = mpsc::unbounded_channel();
         tokio::spawn(async move {
             let acceptor = TlsAcceptor::from(Arc::new(without_client_certificate(key)));
             while let Ok((socket, _)) = listener.accept().await {
                 // A client that does not trust us ends the handshake.
-                if let Ok(stream) = acceptor.accept(socket).await {
+                let Ok(stream) = acceptor.accept(socket).await else { continue };
+                if stream.get_ref().1.alpn_protocol() == Some(identity::ALPN_TRUST) {
+                    tokio::spawn(followed(stream, opened.clone()));
+                } else {
                     connections.send(stream).await.unwrap();
                 }
             }
         });
         let signing = Arc::new(Mutex::new(issuer));
-        let (opened, streams) = mpsc::unbounded_channel();
-        let server = Server::builder()
-            .add_service(IstioCertificateServiceServer::new(Certificates(Arc::clone(&signing))))
-            .add_service(TrustBundleServiceServer::new(Bundles(opened)));
+        let server =
+            Server::builder().add_service(IstioCertificateServiceServer::new(Certificates(Arc::clone(&signing))));
         tokio::spawn(server.serve_with_incoming(ReceiverStream::new(incoming).map(Ok::<_, std::io::Error>)));
         Self { address, root, signing, streams }
     }
@@ -197,7 +203,7 @@ fn without_client_certificate(key: Arc<CertifiedKey>) -> ServerConfig {
         .unwrap()
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(CertifiedKey::clone(&key))));
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.alpn_protocols = vec![b"h2".to_vec(), identity::ALPN_TRUST.to_vec()];
     config
 }
 
@@ -214,20 +220,65 @@ impl IstioCertificateService for Certificates {
     }
 }
 
-struct Bundles(mpsc::UnboundedSender<Stream>);
-
-#[tonic::async_trait]
-impl TrustBundleService for Bundles {
-    type FollowStream = ReceiverStream<Result<Bundle, Status>>;
-
-    async fn follow(&self, call: Request<Streaming<Said>>) -> Result<Response<Self::FollowStream>, Status> {
-        if call.metadata().get("authorization").is_none_or(|token| token.as_bytes() != b"Bearer token") {
-            return Err(Status::unauthenticated("no token"));
+/// One trust bundle stream, to its end; rustls keeps the records.
+async fn followed(mut connection: TlsStream<TcpStream>, opened: mpsc::UnboundedSender<Stream>) {
+    let (mut frames, mut bytes, mut said) = (Frames::default(), Vec::new(), None);
+    let (bundles, mut outgoing) = mpsc::channel(1);
+    loop {
+        while let Some(message) = frames.next(1 << 16).unwrap() {
+            let Some(say) = &said else {
+                let open = Open::decode(&*message).unwrap();
+                if open.token != "token" {
+                    let end = End { code: tonic::Code::Unauthenticated.into(), message: "no token".to_owned() };
+                    let answer = frame(&Answer { what: Some(answer::What::End(end)) });
+                    return connection.write_all(&answer).await.unwrap();
+                }
+                let (say, heard) = mpsc::channel(16);
+                say.send(open.status.unwrap()).await.unwrap();
+                said = Some(say);
+                // When the test is over, so is this.
+                let _over = opened.send(Stream { said: heard, bundles: bundles.clone() });
+                continue;
+            };
+            let answered = match message.is_empty() {
+                true => connection.write_all(&length(0)).await.is_ok(),
+                false => say.send(Said::decode(&*message).unwrap()).await.is_ok(),
+            };
+            if !answered {
+                return;
+            }
         }
-        let (bundles, outgoing) = mpsc::channel(1);
-        let opened = self.0.send(Stream { said: call.into_inner(), bundles });
-        opened.map_err(|_| Status::unavailable("the test is over"))?;
-        Ok(Response::new(ReceiverStream::new(outgoing)))
+        let over = said.clone();
+        tokio::select! {
+            read = connection.read_buf(&mut bytes) => {
+                if !read.is_ok_and(|count| count > 0) {
+                    return;
+                }
+                frames.push(&std::mem::take(&mut bytes));
+            }
+            bundle = outgoing.recv() => {
+                let Some(bundle) = bundle else { return };
+                let answer = frame(&Answer { what: Some(answer::What::Bundle(bundle)) });
+                let written = async {
+                    connection.write_all(&answer).await?;
+                    connection.flush().await
+                };
+                if written.await.is_err() {
+                    return;
+                }
+            }
+            () = async { over.as_ref().expect("it is some").closed().await }, if over.is_some() => {
+                // What was sent before the test let go of the stream arrives.
+                while let Ok(bundle) = outgoing.try_recv() {
+                    let answer = frame(&Answer { what: Some(answer::What::Bundle(bundle)) });
+                    if connection.write_all(&answer).await.is_err() {
+                        return;
+                    }
+                }
+                let _ended = connection.shutdown().await;
+                return;
+            }
+        }
     }
 }
 

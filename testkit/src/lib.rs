@@ -12,10 +12,12 @@ mod mesh;
 mod collector;
 mod records;
 mod capture;
+mod follow;
 
 pub use capture::{Capture, Counts};
 pub use clock::Clock;
 pub use collector::Collector;
+pub use follow::{Bundles, follow};
 pub use mesh::{Endpoint, Mesh, MeshPod, PROXY_UID, Plaintext, Service, ServicePort, Settings, TRUST_DOMAIN, Workload};
 pub use net::{LINK_IPV4, LINK_IPV6, Namespace, Net, Pod};
 pub use process::{Process, RunDir, Stream, binaries, run};

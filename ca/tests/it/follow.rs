@@ -3,33 +3,43 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use api::trust::trust_bundle_service_client::TrustBundleServiceClient;
-use api::trust::{Status, denial};
+use api::trust::{Bundle, Status, denial};
 use ca::state::Stage;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio_rustls::TlsConnector;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Streaming};
+use tonic::Code;
 
-use crate::support::proxy::{Handshakes, Proxy, channel, store, unix_nanos, with_token};
+use crate::support::proxy::{Handshakes, Proxy, open, store, unix_nanos};
 use crate::support::{DOMAIN, Place, Running, ask, command, free_address, status, until, until_async};
 
 const CONFIG: &str = "leafLifetime: 10s\nrenewWithin: 1s\nrotation: {absenceWindow: 3s, stuckAfter: 2s}";
 
 struct Stream {
     say: mpsc::Sender<Status>,
-    bundles: Streaming<api::trust::Bundle>,
+    bundles: Bundles,
+}
+
+/// The first of them is here already: it says that the stream has begun.
+struct Bundles {
+    first: Option<Bundle>,
+    later: testkit::Bundles,
+}
+
+impl Bundles {
+    async fn message(&mut self) -> Result<Option<Bundle>, tonic::Status> {
+        match self.first.take() {
+            Some(first) => Ok(Some(first)),
+            None => self.later.message().await,
+        }
+    }
 }
 
 async fn follow(running: &Running, place: &Place, token: &str) -> Result<Stream, tonic::Status> {
-    let channel = channel(running.address, &store(&place.root())).await.unwrap();
-    let (say, said) = mpsc::channel(8);
-    say.send(Status { time_unix_nanos: unix_nanos(), ..Status::default() }).await.unwrap();
-    let call = with_token(ReceiverStream::new(said), token);
-    let bundles = TrustBundleServiceClient::new(channel).follow(call).await?.into_inner();
-    Ok(Stream { say, bundles })
+    let (say, mut later) = testkit::follow(open(running.address, &store(&place.root()), token, uses(0)).await?);
+    let first = later.message().await?;
+    Ok(Stream { say, bundles: Bundles { first, later } })
 }
 
 fn uses(generation: u64) -> Status {
@@ -134,7 +144,7 @@ async fn who_never_says_who_it_is_is_cut_and_who_follows_is_not() {
     let place = Place::new("nameless");
     let running = place.start();
     let proxy = Proxy::start(&place, &[running.address], "web-0").await;
-    let open = |name: &'static str| {
+    let call = |name: &'static str| {
         let store = store(&place.root());
         async move {
             let id = format!("spiffe://{DOMAIN}/ns/picket-system/sa/picket-ca").parse().unwrap();
@@ -143,7 +153,7 @@ async fn who_never_says_who_it_is_is_cut_and_who_follows_is_not() {
             connector.connect(ServerName::try_from(name).unwrap(), socket).await.unwrap()
         }
     };
-    let mut nameless = open("nameless").await;
+    let mut nameless = call("nameless").await;
     let start = Instant::now();
     let mut heard = Vec::new();
     // A good greeting, and then nothing: no call, no token.

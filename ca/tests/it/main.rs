@@ -12,6 +12,7 @@ mod several;
 mod records;
 mod recovery;
 mod memory;
+mod hostile;
 
 /// Runs tests side by side, each on a thread with its name.
 macro_rules! together {
@@ -34,5 +35,6 @@ fn what_takes_the_life_of_a_certificate() {
         follow::a_proxy_that_is_away_for_a_moment_is_not_forgotten,
         brought::replacements_are_taken_one_after_another_and_a_bad_one_changes_nothing,
         several::a_dead_leader_is_replaced_in_the_middle_of_a_rotation,
+        hostile::who_falls_silent_is_given_up_and_who_asks_is_answered,
     );
 }

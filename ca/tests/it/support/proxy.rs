@@ -6,19 +6,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use api::follow::Stream;
 use api::istio_ca::IstioCertificateRequest;
 use api::istio_ca::istio_certificate_service_client::IstioCertificateServiceClient;
-use api::trust::trust_bundle_service_client::TrustBundleServiceClient;
 use api::trust::{Bundle, Status};
 use hyper_util::rt::TokioIo;
 use identity::{Credentials, Store, TrustBundle, client_config, server_config};
 use rcgen::{CertificateParams, KeyPair};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::Request;
 use tonic::transport::{Channel, Endpoint};
 
@@ -37,6 +36,28 @@ pub(crate) async fn channel(address: SocketAddr, store: &Arc<Store>) -> Result<C
         }
     });
     Endpoint::from_static("http://picket-ca").connect_with_connector(connect).await
+}
+
+/// A trust bundle stream that has begun.
+pub(crate) async fn open(
+    address: SocketAddr,
+    store: &Arc<Store>,
+    token: &str,
+    status: Status,
+) -> Result<Stream<TlsStream<tokio::net::TcpStream>>, tonic::Status> {
+    let connection = connect(address, store).await.map_err(|error| tonic::Status::unavailable(error.to_string()))?;
+    Stream::open(connection, token, status).await
+}
+
+/// A connection for a trust bundle stream on which nothing was said.
+pub(crate) async fn connect(
+    address: SocketAddr,
+    store: &Arc<Store>,
+) -> std::io::Result<TlsStream<tokio::net::TcpStream>> {
+    let authority = format!("spiffe://{DOMAIN}/ns/picket-system/sa/picket-ca").parse().unwrap();
+    let connector = TlsConnector::from(Arc::new(identity::trust_client_config(store, &authority)));
+    let socket = tokio::net::TcpStream::connect(address).await?;
+    connector.connect(ServerName::try_from("picket-ca").expect("a host name"), socket).await
 }
 
 /// A store that trusts the roots in a PEM text.
@@ -225,11 +246,7 @@ impl Inner {
 
     /// One stream, to its end.
     async fn follow(&self, address: SocketAddr) -> Result<(), Error> {
-        let channel = channel(address, &self.store).await?;
-        let (say, said) = mpsc::channel(4);
-        say.send(self.status("")).await?;
-        let mut client = TrustBundleServiceClient::new(channel.clone());
-        let mut bundles = client.follow(with_token(ReceiverStream::new(said), &self.token)).await?.into_inner();
+        let (say, mut bundles) = testkit::follow(open(address, &self.store, &self.token, self.status("")).await?);
         let mut wanted = Vec::new();
         loop {
             let due = self.due(&wanted);
@@ -245,7 +262,7 @@ impl Inner {
                     say.send(self.status("")).await?;
                 }
                 () = tokio::time::sleep(due) => {
-                    self.renew(&channel).await?;
+                    self.renew(&channel(address, &self.store).await?).await?;
                     say.send(self.status("")).await?;
                 }
                 // What it says changes only with what it does, but a test may have changed its clock.
