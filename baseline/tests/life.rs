@@ -376,18 +376,18 @@ fn a_burst_of_a_minute_raises_nothing_however_high() {
 
 /// What opened, and whom each of it names: the place of each edge.
 fn named(world: &World, events: &[Event]) -> Vec<(Kind, Vec<usize>)> {
-    let place = |key: &baseline::EdgeKey| world.edges.iter().position(|(edge, ..)| edge == key).unwrap();
+    let place = |key: &baseline::EdgeKey| world.edges.iter().position(|(edge, ..)| edge == key);
     let names = |deviation: &baseline::Deviation| {
-        let mut places: Vec<_> = deviation.edge.iter().chain(&deviation.others).map(place).collect();
+        let mut places: Vec<_> = deviation.edge.iter().chain(&deviation.others).filter_map(place).collect();
         places.sort_unstable();
         places
     };
     let last = |id| {
         let of = |event: &Event| match event {
             Event::Opened(deviation) | Event::Updated(deviation) if deviation.id == id => Some(names(deviation)),
-            _ => None,
+            Event::Opened(_) | Event::Updated(_) | Event::Closed { .. } | Event::RolledOut { .. } => None,
         };
-        events.iter().rev().find_map(of).unwrap()
+        events.iter().rev().find_map(of).unwrap_or_default()
     };
     opened(events).iter().map(|deviation| (deviation.kind, last(deviation.id))).collect()
 }

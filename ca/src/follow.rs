@@ -208,8 +208,8 @@ impl Follower {
     ///
     /// # Cancellation
     /// The connection is cut.
+    #[expect(clippy::manual_async_fn, reason = "an `async fn` would keep a place for `self` twice")]
     pub(crate) fn run(mut self) -> impl Future<Output = ()> + Send {
-        // Not an `async fn`: that would keep a place for `self` twice.
         async move {
             loop {
                 if let Err(end) = self.turn().await {

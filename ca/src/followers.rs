@@ -234,8 +234,8 @@ impl Followers {
         let mut inner = self.inner();
         for known in known {
             let last_seen = if known.connected { now } else { known.last_seen };
-            let older = |entry: &Box<Entry>| entry.streams > 0 || entry.last_seen >= last_seen;
-            if inner.entries.get(&known.who).is_some_and(older) {
+            let older = |entry: &Entry| entry.streams > 0 || entry.last_seen >= last_seen;
+            if inner.entries.get(&known.who).is_some_and(|entry| older(entry)) {
                 continue;
             }
             let Known { who, first_seen, report, .. } = known;

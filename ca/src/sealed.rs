@@ -63,6 +63,7 @@ struct Direction {
 }
 
 impl Direction {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "rustls's enum is not ours and not exhaustive")]
     fn new((records, secrets): (u64, ConnectionTrafficSecrets)) -> Result<Self, SealError> {
         match secrets {
             ConnectionTrafficSecrets::Aes256Gcm { key, iv }
@@ -140,6 +141,7 @@ impl Sealed {
     ///
     /// # Errors
     /// See [`SealError`]; after one, the connection is of no use any more.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "rustls's enum is not ours and not exhaustive")]
     pub fn open<'a>(&mut self, bytes: &'a mut [u8]) -> Result<Option<(&'a [u8], usize)>, SealError> {
         let Some((&mut [content_type, _, _, high, low], rest)) = bytes.split_first_chunk_mut::<HEADER_BYTES>() else {
             return Ok(None);

@@ -9,8 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::Caller;
 use crate::state::Sha256;
 
-/// Tokens that are remembered at most.
-const VERIFIED_MAX: usize = 4096;
+/// Tokens that are remembered at most: a proxy shows its token for its stream and, seconds later, for a certificate, and not again
+/// for hours. More would be memory for each proxy, and save a second verification in a rush alone.
+const VERIFIED_MAX: usize = 512;
 /// What a longer one says is not remembered; a ServiceAccount token has about 1 KiB.
 const TOKEN_BYTES_MAX: usize = 4 << 10;
 
