@@ -100,7 +100,9 @@ impl Writer {
     }
 
     fn floats(&mut self, values: &[f32]) {
-        values.iter().for_each(|value| self.out.extend_from_slice(&value.to_le_bytes()));
+        // What is no number would make all of the state unreadable.
+        let numbers = values.iter().map(|value| if value.is_finite() { *value } else { 0.0 });
+        numbers.for_each(|value| self.out.extend_from_slice(&value.to_le_bytes()));
     }
 
     /// Most bins are empty: the number of those that are not, then each with its place.

@@ -210,7 +210,7 @@ impl Edge {
             Kind::Errors => self.errors.is_over(),
             Kind::RateUp => self.rate.up_is_over(),
             Kind::RateDown => self.rate.down_is_over(),
-            Kind::Silence => self.rate.silence_is_over(),
+            Kind::Silence => self.rate.silence_is_over() && self.rate.down_is_over(),
             Kind::BytesIn => self.bytes_in.is_over(),
             Kind::BytesOut => self.bytes_out.is_over(),
             Kind::Plaintext | Kind::NewPeer | Kind::VanishedPeer | Kind::Cpu | Kind::Memory => false,

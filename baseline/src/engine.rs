@@ -157,7 +157,10 @@ impl Engine {
     pub fn from_state(limits: Limits, created: u64, state: &State) -> Self {
         let mut engine = Self::new(limits, created);
         engine.inherited = state.edges.values().any(|edge| edge.learnt);
-        for (key, edge) in state.edges.iter().take(limits.edges) {
+        // Where there are more than have room: those that were learnt, and of them the busiest.
+        let mut edges: Vec<_> = state.edges.iter().collect();
+        edges.sort_by(|(_, a), (_, b)| b.learnt.cmp(&a.learnt).then(b.records.total_cmp(&a.records)));
+        for (key, edge) in edges.into_iter().take(limits.edges) {
             let slot = engine.insert(key.as_ref(), created);
             edge.seed(&mut engine.edges[slot]);
         }
@@ -398,7 +401,7 @@ impl Engine {
             rate: self.rates.busier(slot, change.map_or(0.0, |(change, _)| change)),
         };
         let open = &self.open;
-        let is_open = |kind: Kind| open.iter().any(|open| open.edges.contains(&(slot, kind)));
+        let is_open = |kind: Kind| open.iter().any(|open| open.has(slot, kind));
         let verdicts = self.edges[slot].test(hour, test, &is_open, &common);
         self.judge(slot, test, &verdicts);
     }
@@ -445,12 +448,18 @@ impl Engine {
             if edge.vanished && !gone {
                 edge.vanished = false;
                 if let Some(index) = self.open_at(Some(slot), Kind::VanishedPeer) {
-                    self.close(index, now, Ending::Recovered);
+                    self.leave(index, (slot, Kind::VanishedPeer), Ending::Recovered);
                 }
             } else if gone && known && !edge.vanished {
-                edge.vanished = true;
                 let since = edge.last;
-                self.open(Some(slot), Kind::VanishedPeer, since, now, ((1.0, 1.0), 0.0), 0, 1.0);
+                // Those who vanish together are one deviation.
+                let lately = |open: &Open| now.saturating_sub(open.lasts) <= PEERS_MS;
+                let together = |open: &Open| open.deviation.kind == Kind::VanishedPeer && lately(open);
+                match self.open.iter().position(together) {
+                    Some(index) => self.join(index, (slot, Kind::VanishedPeer), 0),
+                    None => self.open(Some(slot), Kind::VanishedPeer, since, now, ((1.0, 1.0), 0.0), 0, 1.0),
+                }
+                self.edges[slot].vanished = self.open_at(Some(slot), Kind::VanishedPeer).is_some();
             }
         }
     }

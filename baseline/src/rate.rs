@@ -186,7 +186,7 @@ impl Rate {
         let blocks = self.mean.weight;
         let spread = (mean + mean * mean * self.dispersion.value.max(0.05)).sqrt();
         let usual = if blocks < 60.0 { count } else { count.min(mean + 4.0 * spread + 1.0) };
-        if share > 0.0 && mean > 0.0 && blocks >= 24.0 {
+        if share > 0.0 && mean >= 0.05 && blocks >= 24.0 {
             let excess = ((usual - mean).powi(2) - mean) / (mean * mean);
             self.dispersion.add(excess, share * mean / (mean + 1.0), 720.0);
         }

@@ -432,3 +432,38 @@ fn two_edges_of_five_are_two_deviations() {
     let events = world.run(&mut engine, (LEARNT, LEARNT + 5 * MINUTE), &doing);
     assert_eq!(opened(&events).len(), 2, "{events:?}");
 }
+
+#[test]
+fn what_was_idle_for_two_days_is_still_readable_and_tested() {
+    let (mut world, mut engine) = learnt(1);
+    let visitor = edge("visitor", true);
+    world.edges.push((visitor, 1.0, 1000.0));
+    world.run(&mut engine, (LEARNT, LEARNT + 5000), &|_, _| USUAL);
+    world.edges.pop();
+    let idle = LEARNT + 2 * DAY;
+    let few = |place: usize, _| Doing { rate: if place == 0 { 0.05 } else { 0.0 }, ..USUAL };
+    world.run(&mut engine, (LEARNT + 5000, idle), &few);
+    let state = State::decode(&engine.state().encode()).unwrap();
+    assert_eq!(state, engine.state(), "every number is one");
+}
+
+#[test]
+fn one_request_in_two_minutes_does_not_end_a_silence() {
+    let (mut world, mut engine) = learnt(1);
+    let doing = |place, _| if place == 0 { Doing { rate: 0.0015, ..USUAL } } else { USUAL };
+    let events = world.run(&mut engine, (LEARNT, LEARNT + 150 * MINUTE), &doing);
+    assert!(opened(&events).len() <= 2, "{:?}", opened(&events).len());
+}
+
+#[test]
+fn time_in_which_nobody_asks_makes_nothing_normal() {
+    let (mut world, mut engine) = learnt(1);
+    let slow = |place: usize, at: u64| match (at - LEARNT) / MINUTE {
+        _ if place != 2 => USUAL,
+        3..240 => Doing { rate: 0.0, ..USUAL },
+        _ => Doing { slower: 3.0, ..USUAL },
+    };
+    let events = world.run(&mut engine, (LEARNT, LEARNT + 250 * MINUTE), &slow);
+    let adopted = |event: &Event| matches!(event, Event::Closed { deviation, ending: Ending::Adopted, .. } if deviation.kind == Kind::Latency);
+    assert!(!events.iter().any(adopted), "{events:?}");
+}

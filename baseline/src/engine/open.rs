@@ -2,7 +2,7 @@
 //!
 //! **Explained as one.** When most edges leave their normal together there is one cause, so there is one deviation: edges whose
 //! tests of the same family reach their limits within [`TOGETHER_MS`] of each other, while at least [`COMMON`] edges and half of
-//! those that tell something are beyond half of theirs. It opens on the edge that says it most clearly and names the others;
+//! those that tell something, or [`CROWD`] of them, are beyond half of theirs. It opens on the edge that says it most clearly and names the others;
 //! it is over when the last of them is. Assumes nothing about the cause.
 //!
 //! Promises: an edge is part of one open deviation of a kind at most, and each of them closes.
@@ -19,13 +19,15 @@ use crate::{
 const TOGETHER_MS: u64 = 60_000;
 /// Fewer edges are no crowd.
 const COMMON: usize = 3;
+/// So many are a crowd, whatever share of all they are.
+const CROWD: usize = 8;
 /// Share of its limit beyond which an edge counts as one of those that left their normal.
 const LEAVING: f32 = 0.5;
 
 #[derive(Debug)]
 pub(super) struct Open {
-    /// The edges that it is about and that are still so, each with the kind that is true of it; empty when it is about the pod,
-    /// or its new peer was forgotten.
+    /// The edges that it is about and that are still so, each with the kind that is true of it, in this order; empty when it is
+    /// about the pod, or its new peer was forgotten.
     pub(super) edges: Vec<(usize, Kind)>,
     pub(super) deviation: Deviation,
     /// Since when it lasts, by a clock that does not step.
@@ -38,9 +40,14 @@ pub(super) struct Open {
 }
 
 impl Open {
-    /// The kind that is true of an edge.
+    /// The kind that is true of an edge, or one of them.
     pub(super) fn kind_of(&self, slot: usize) -> Option<Kind> {
-        self.edges.iter().find(|(other, _)| *other == slot).map(|(_, kind)| *kind)
+        let at = self.edges.partition_point(|(other, _)| *other < slot);
+        self.edges.get(at).filter(|(other, _)| *other == slot).map(|(_, kind)| *kind)
+    }
+
+    pub(super) fn has(&self, slot: usize, kind: Kind) -> bool {
+        self.edges.binary_search(&(slot, kind)).is_ok()
     }
 }
 
@@ -83,7 +90,7 @@ pub(super) struct Wanted {
 impl Wanted {
     fn is_common(&self, family: Family) -> bool {
         let leaving = self.leaving[family as usize];
-        leaving >= COMMON && 2 * leaving >= self.telling
+        leaving >= CROWD || (leaving >= COMMON && 2 * leaving >= self.telling)
     }
 }
 
@@ -137,11 +144,16 @@ impl Engine {
     }
 
     /// One more edge of which an open deviation is true.
-    fn join(&mut self, index: usize, (slot, kind): (usize, Kind), records: u64) {
+    pub(super) fn join(&mut self, index: usize, (slot, kind): (usize, Kind), records: u64) {
         let edge = self.edges[slot].key();
         let open = &mut self.open[index];
-        open.edges.push((slot, kind));
-        open.deviation.peers = open.deviation.peers.saturating_add(1);
+        let known = open.deviation.edge.as_ref() == Some(&edge)
+            || open.deviation.others.contains(&edge)
+            || open.kind_of(slot).is_some();
+        if let Err(at) = open.edges.binary_search(&(slot, kind)) {
+            open.edges.insert(at, (slot, kind));
+        }
+        open.deviation.peers = open.deviation.peers.saturating_add(u32::from(!known));
         open.deviation.records += records;
         open.deviation.name(edge.as_ref());
     }
@@ -165,27 +177,33 @@ impl Engine {
         let now = self.block;
         if near >= 1.0 {
             let ((_, observed), records) = self.edges[slot].facts(kind, near, 1);
+            let leads = self.open[index].deviation.edge.as_ref().is_some_and(|edge| *edge == self.edges[slot].key());
             let open = &mut self.open[index];
             open.seen = now;
             open.deviation.records += records;
             open.deviation.score = open.deviation.score.max(f64::from(near));
-            if open.edges.first() == Some(&(slot, open.deviation.kind)) {
+            if leads && kind == open.deviation.kind {
                 open.deviation.observed = observed;
             }
+        }
+        // Time in which nobody asks makes nothing normal.
+        let is_idle = now.saturating_sub(self.edges[slot].last) > PEERS_MS;
+        if is_idle && family(kind) != Some(Family::Less) && self.open[index].edges.first() == Some(&(slot, kind)) {
+            self.open[index].lasts += BLOCK_MS;
         }
         let Open { seen, lasts, .. } = self.open[index];
         if self.edges[slot].is_over(kind) || (kind == Kind::Plaintext && now.saturating_sub(seen) >= PEERS_MS) {
             self.edges[slot].settle(kind);
-            self.leave(index, slot, Ending::Recovered);
+            self.leave(index, (slot, kind), Ending::Recovered);
         } else if now.saturating_sub(lasts) >= self.limits.adopt_ms && !self.edges[slot].pinned {
             self.relearn_edge(slot, kind);
-            self.leave(index, slot, Ending::Adopted);
+            self.leave(index, (slot, kind), Ending::Adopted);
         }
     }
 
     /// A deviation is no more about an edge; the last one closes it.
-    fn leave(&mut self, index: usize, slot: usize, ending: Ending) {
-        self.open[index].edges.retain(|(other, _)| *other != slot);
+    pub(super) fn leave(&mut self, index: usize, (slot, kind): (usize, Kind), ending: Ending) {
+        self.open[index].edges.retain(|one| *one != (slot, kind));
         if self.open[index].edges.is_empty() {
             self.close(index, self.block, ending);
         }
@@ -196,7 +214,12 @@ impl Engine {
         for index in (0..self.open.len()).rev() {
             match self.open.get(index).and_then(|open| open.kind_of(slot)) {
                 Some(Kind::NewPeer) => self.open[index].edges.clear(),
-                Some(_) => self.leave(index, slot, Ending::Forgotten),
+                Some(_) => {
+                    self.open[index].edges.retain(|(other, _)| *other != slot);
+                    if self.open[index].edges.is_empty() {
+                        self.close(index, self.block, Ending::Forgotten);
+                    }
+                }
                 None => {}
             }
         }
@@ -219,7 +242,7 @@ impl Engine {
     /// What is open on an edge, or on the pod, of a kind.
     pub(super) fn open_at(&self, slot: Option<usize>, kind: Kind) -> Option<usize> {
         self.open.iter().position(|open| match slot {
-            Some(slot) => open.edges.contains(&(slot, kind)),
+            Some(slot) => open.has(slot, kind),
             None => open.edges.is_empty() && open.deviation.kind == kind,
         })
     }

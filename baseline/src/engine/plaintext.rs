@@ -172,7 +172,7 @@ impl Engine {
     /// By how many requests in the last half minute plaintext of a service has grown.
     fn grown(&self, service: EdgeRef<'_>) -> f32 {
         let edges = self.edges.iter().enumerate();
-        let plaintext = edges.filter(|(_, edge)| edge.mutual_tls == 0 && edge.leads_to(service));
+        let plaintext = edges.filter(|(_, edge)| edge.mutual_tls == 0 && edge.plaintext > 0 && edge.leads_to(service));
         let grown = plaintext.map(|(slot, edge)| {
             let (more, error) = edge.rate.surplus(self.rates.busier(slot, 0.0));
             if more > GROWN.0 * error + GROWN.1 { more } else { 0.0 }
