@@ -5,6 +5,7 @@
 //! normal and threefold, and between normal and a quarter. Their variance is that of counts that scatter more than Poisson's
 //! (negative binomial, its dispersion learnt); the limit is never below what a scheduled burst may bring ([`BURST`]). A block
 //! counts for no more than a little over threefold ([`MOST`]): so what is tolerated is how long a burst lasts, not how high it is.
+//! Neither is told below a tenth of the busiest hours ([`NIGHT`]): edges that fall asleep one by one, and wake so, are no news.
 //! **Silence**: the logarithm of the probability that so many blocks in a row are empty, under the negative binomial. Assumes
 //! that the counts of different blocks are independent given the rate.
 
@@ -33,6 +34,8 @@ const MEMORY_S: f32 = 1200.0;
 const MEMORY_MAX_S: f32 = 1800.0;
 /// A rate that is known from so many requests is known to a tenth; rare ones are remembered for longer.
 const REQUESTS: f32 = 100.0;
+/// What an edge does at less than this share of its busiest hours is its night: nothing is missed, and up to it nothing is much.
+const NIGHT: f32 = 0.1;
 /// Silence must be improbable by so many nats, and be tested against somewhat less than what is expected.
 const SILENCE: f32 = BUDGET + 2.0;
 const SILENCE_SHARE: f32 = 0.7;
@@ -91,6 +94,19 @@ impl Rate {
         (level.min(hour.unwrap_or(level)) / BLOCK_S, level.max(hour.unwrap_or(level)) / BLOCK_S)
     }
 
+    /// What the busiest hour but one had, per block: one hour alone may have been an accident.
+    fn busiest(&self) -> f32 {
+        let known = self.hours.iter().filter(|hour| **hour != 0);
+        let [_, second] =
+            known.fold(
+                [i16::MIN; 2],
+                |[first, second], hour| {
+                    if *hour > first { [*hour, first] } else { [first, second.max(*hour)] }
+                },
+            );
+        if second == i16::MIN { 0.0 } else { (f32::from(second) / 256.0).exp2() }
+    }
+
     /// What this hour of the day had before, per block.
     fn of_hour(&self) -> Option<f32> {
         let known = self.hours[usize::from(self.hour.0) % 24];
@@ -143,13 +159,19 @@ impl Rate {
             let variance = |mean: f32| BLOCK_S * (1.0 / mean + 2.0 * dispersion);
             let limit = (variance(high) * BUDGET / (2.0 * (UP - 1.0))).max(BURST.max(self.burst));
             let most = MOST.0 + MOST.1 / high.max(0.1).sqrt();
+            let night = NIGHT * self.busiest();
+            let high = high.max(night);
             self.up.add(((count / high).min(most) - UP) * BLOCK_S, 1.3 * limit);
             verdict.up = (self.up.sum / limit, self.up.blocks);
             self.learn_burst();
             let limit = (variance(low) * BUDGET / (2.0 * (1.0 - DOWN))).max(LULL);
-            self.down.add((DOWN - count / low) * BLOCK_S, 1.3 * limit);
+            if low >= night {
+                self.down.add((DOWN - count / low) * BLOCK_S, 1.3 * limit);
+                self.listen(count, low * SILENCE_SHARE, dispersion);
+            } else if self.down.sum < limit && self.silence.sum < SILENCE {
+                self.settle();
+            }
             verdict.down = (self.down.sum / limit, self.down.blocks);
-            self.listen(count, low * SILENCE_SHARE, dispersion);
             verdict.silence = (self.silence.sum / SILENCE, self.silence.blocks);
         }
         self.nearness = verdict.up.0.max(verdict.down.0).max(verdict.silence.0);

@@ -195,6 +195,18 @@ fn an_idle_night_raises_nothing_not_even_the_first() {
 }
 
 #[test]
+fn nights_that_end_at_nothing_raise_nothing() {
+    let noon = MIDNIGHT + DAY / 2;
+    // Down to nothing slowly, and for hours after a fall that ends at once.
+    for (steeper, less) in [(1.0, 0.0), (1.4, 0.4)] {
+        let (mut world, mut engine) = (World::new(1), Engine::new(Limits::default(), noon));
+        let doing = |_, at| Doing { rate: (steeper * daily(at, 0.0).rate - less).max(0.0), ..USUAL };
+        let events = world.run(&mut engine, (noon, noon + 2 * DAY), &doing);
+        assert_eq!(events, [], "{steeper} {less}");
+    }
+}
+
+#[test]
 fn from_the_second_day_on_the_hour_is_known() {
     // From 20:00 to 06:00 one edge does nothing, sharply: a surprise once, and not any more.
     let doing = |place, at: u64| {
