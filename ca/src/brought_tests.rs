@@ -344,3 +344,31 @@ fn a_root_is_dropped_without_denying_its_key_while_another_has_the_same() {
     let state = keeper.command(&Command::DropRoot(next.root_sha256), NOW + 1).unwrap();
     assert_eq!((state.roots.len(), state.denied.len()), (1, 0));
 }
+
+#[test]
+fn a_root_is_not_dropped_while_its_key_signs_under_another_one() {
+    let (scratch, one, two) = (Scratch::new(), Authority::root("one"), Authority::root("two"));
+    let keeper = keeper(&scratch, rules());
+    let first = Mounted::of(&one.issuer("of one", |_| ()), &one).check(&[]).unwrap();
+    let (state, _) = keeper.open(Some(&first), NOW).unwrap();
+    // The second root has signed the key of the first one: an issuer by that key leads to the second root.
+    let cross = two.issue("one", KeyPair::from_pem(&one.key.serialize_pem()).unwrap(), |_| ());
+    let issuer = one.issuer("by the first key", |_| ());
+    let chain = format!("{}{}", issuer.pem, cross.pem);
+    let mounted = Mounted::new(&chain, &issuer.key.serialize_pem(), Some(&two.pem));
+    let state = keeper.bring(&mounted.check(&state.roots).unwrap(), NOW).unwrap().unwrap();
+    // While it waits, none of its keys can be denied; one that is denied all the same does not become the signer.
+    let own = crate::pki::key_of("issuer", &issuer.pem).unwrap();
+    let refused = keeper.command(&Command::Deny(Subject::Key(own), String::new()), NOW);
+    assert!(matches!(refused, Err(KeeperError::Refused(Refusal::KeySigns(_)))), "{refused:?}");
+    let mut denying = state.clone();
+    let subject = Subject::Key(own);
+    denying.denied.push(crate::state::Denied { subject, reason: String::new(), since: NOW, until: None });
+    keeper.directory().write(crate::state::FILE, &denying.to_text().unwrap()).unwrap();
+    assert!(matches!(keeper.advance(&NOBODY, NOW + 1), Err(KeeperError::BroughtDenied(_))));
+    keeper.directory().write(crate::state::FILE, &state.to_text().unwrap()).unwrap();
+    keeper.advance(&NOBODY, NOW + 1).unwrap().unwrap();
+    let refused = keeper.command(&Command::DropRoot(first.root_sha256), NOW + 2);
+    assert!(matches!(refused, Err(KeeperError::Refused(Refusal::KeySigns(_)))), "{refused:?}");
+    assert_eq!(keeper.read().unwrap().denied, []);
+}

@@ -221,6 +221,10 @@ impl Follower {
 
     /// Sends what is due, then waits for one thing to happen.
     async fn turn(&mut self) -> Result<(), End> {
+        // A stream that began since has not heard of it, and will not be woken.
+        if self.service.trust.is_stopping() {
+            return Err(End::Stopped);
+        }
         if self.unanswered_until.is_none() && self.service.trust.current().state.generation != self.sent {
             Box::pin(self.send_bundle()).await?;
         }
@@ -230,10 +234,7 @@ impl Follower {
                 readable?;
                 Box::pin(self.hear()).await
             }
-            changed = self.generations.changed() => match changed {
-                Ok(()) if !self.service.trust.is_stopping() => self.look(),
-                Ok(()) | Err(_) => Err(End::Stopped),
-            },
+            changed = self.generations.changed() => changed.map_err(|_| End::Stopped).and_then(|()| self.look()),
         }
     }
 

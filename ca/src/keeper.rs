@@ -355,7 +355,15 @@ impl Keeper {
     fn sign(&self, state: &State, now: Seconds) -> Result<Change, KeeperError> {
         let rotation = state.rotation.as_ref().ok_or(Refusal::NotUnderWay)?;
         let (issuer, keys) = match rotation.pending.clone() {
-            Some(pending) => (Issuer { longest_leaf: self.rules.leaf_lifetime, ..pending }, Vec::new()),
+            Some(pending) => {
+                // It may be denied since it was brought.
+                for (name, pem) in chain_of(&pending) {
+                    if state.denies(&Subject::Key(pki::key_of(&name, pem)?)).is_some() {
+                        return Err(KeeperError::BroughtDenied(name));
+                    }
+                }
+                (Issuer { longest_leaf: self.rules.leaf_lifetime, ..pending }, Vec::new())
+            }
             None => self.new_issuer(state, rotation.to, now)?,
         };
         Ok(Change { state: lifecycle::sign(state, issuer, now)?, keys })
@@ -491,9 +499,12 @@ impl Keeper {
     }
 }
 
-/// The key of a root, unless another root of the bundle has the same.
-fn key_alone(state: &State, sha256: &Sha256) -> Result<Option<Sha256>, PkiError> {
-    let Some(root) = state.roots.iter().find(|root| root.sha256 == *sha256) else { return Ok(None) };
+/// The key of a root, unless another root of the bundle has the same. Refused when it is in the chain of an issuer that
+/// stays, as it is where one root has signed another: peers would deny whatever is under that issuer.
+fn key_alone(state: &State, sha256: &Sha256) -> Result<Option<Sha256>, KeeperError> {
+    // The root that signs is never dropped: `lifecycle::drop_root` says so.
+    let may_go = |root: &&Root| root.sha256 == *sha256 && root.r#use != RootUse::Signing;
+    let Some(root) = state.roots.iter().find(may_go) else { return Ok(None) };
     let key_of = |root: &Root| pki::key_of(&format!("root {}", root.id), &root.certificate);
     let key = key_of(root)?;
     for other in state.roots.iter().filter(|other| other.id != root.id) {
@@ -501,21 +512,39 @@ fn key_alone(state: &State, sha256: &Sha256) -> Result<Option<Sha256>, PkiError>
             return Ok(None);
         }
     }
+    let staying = state.issuers.iter().chain(pending(state)).filter(|issuer| issuer.root != root.id);
+    refuse_key_of(&key, staying.flat_map(chain_of))?;
     Ok(Some(key))
+}
+
+/// The issuer that signs next.
+fn pending(state: &State) -> Option<&Issuer> {
+    state.rotation.as_ref()?.pending.as_ref()
+}
+
+/// The certificates of a chain, with the name of the issuer.
+fn chain_of(issuer: &Issuer) -> impl Iterator<Item = (String, &String)> {
+    issuer.chain.iter().map(|pem| (format!("issuer {}", issuer.id), pem))
+}
+
+fn refuse_key_of<'a>(
+    key: &Sha256,
+    certificates: impl Iterator<Item = (String, &'a String)>,
+) -> Result<(), KeeperError> {
+    for (name, pem) in certificates {
+        if pki::key_of(&name, pem)? == *key {
+            return Err(Refusal::KeySigns(name).into());
+        }
+    }
+    Ok(())
 }
 
 /// Peers deny what a denied key has signed: so it is none of those under which everybody is.
 fn refuse_own_key(state: &State, subject: &Subject, now: Seconds) -> Result<(), KeeperError> {
     let Subject::Key(key) = subject else { return Ok(()) };
     let roots = state.roots.iter().map(|root| (format!("root {}", root.id), &root.certificate));
-    let issuers = [state.signing(), lifecycle::serving(state, now)].into_iter();
-    let issuers = issuers.flat_map(|issuer| issuer.chain.iter().map(|pem| (format!("issuer {}", issuer.id), pem)));
-    for (name, pem) in roots.chain(issuers) {
-        if pki::key_of(&name, pem)? == *key {
-            return Err(Refusal::KeySigns(name).into());
-        }
-    }
-    Ok(())
+    let issuers = [state.signing(), lifecycle::serving(state, now)].into_iter().chain(pending(state));
+    refuse_key_of(key, roots.chain(issuers.flat_map(chain_of)))
 }
 
 /// True when the issuer signs, is about to, or was declined.

@@ -363,7 +363,7 @@ pub fn drop_old(state: &State, now: Seconds) -> Result<State, Refusal> {
     let (from, rolled_back) = (rotation.from, rotation.rolling_back);
     let mut state = without_root(state, from);
     let outcome = if rolled_back { Outcome::RootRolledBack } else { Outcome::RootRotated };
-    state.last_rotation = Some(Ended { outcome, at: now });
+    state.last_rotation = Some(Ended { outcome, at: now, dropped: None });
     Ok(state)
 }
 
@@ -384,7 +384,7 @@ pub fn drop_root(state: &State, sha256: &Sha256, key: Option<Sha256>, now: Secon
     let declined = pending.map(|issuer| issuer.sha256).or(state.declined);
     let mut state = without_root(state, root.id);
     state.declined = declined;
-    state.last_rotation = Some(Ended { outcome: Outcome::RootDropped, at: now });
+    state.last_rotation = Some(Ended { outcome: Outcome::RootDropped, at: now, dropped: None });
     state.dropped.push(dropped);
     let subject = key.map(Subject::Key).filter(|key| state.denies(key).is_none());
     // Also on a list that is full: it is little, and it is urgent.
@@ -432,7 +432,7 @@ pub fn undo(state: &State, now: Seconds) -> Result<State, Refusal> {
     let declined = rotation.pending.as_ref().map(|issuer| issuer.sha256).or(state.declined);
     let mut state = without_root(state, rotation.to);
     state.declined = declined;
-    state.last_rotation = Some(Ended { outcome: Outcome::RootRolledBack, at: now });
+    state.last_rotation = Some(Ended { outcome: Outcome::RootRolledBack, at: now, dropped: None });
     Ok(state)
 }
 
@@ -455,7 +455,7 @@ pub fn turn_back(state: &State, issuer: Issuer, now: Seconds) -> Result<State, R
 pub fn replace_issuer(state: &State, issuer: Issuer, now: Seconds) -> State {
     let mut state = with_issuer(state, issuer, now);
     if state.rotation.is_none() {
-        state.last_rotation = Some(Ended { outcome: Outcome::IssuerRotated, at: now });
+        state.last_rotation = Some(Ended { outcome: Outcome::IssuerRotated, at: now, dropped: None });
     }
     state
 }

@@ -246,6 +246,9 @@ pub struct Ended {
     pub outcome: Outcome,
     /// When.
     pub at: Seconds,
+    /// Where an earlier program had what is in [`State::dropped`]; always `None` in a state that was read.
+    #[serde(default, skip_serializing)]
+    pub dropped: Option<Dropped>,
 }
 
 /// A root that was taken out before its time.
@@ -304,7 +307,12 @@ impl State {
         if version != VERSION {
             return Err(StateError::Version { found: version });
         }
-        let state: Self = serde_json::from_str(text)?;
+        let mut state: Self = serde_json::from_str(text)?;
+        if let Some(dropped) = state.last_rotation.as_mut().and_then(|ended| ended.dropped.take())
+            && !state.dropped.contains(&dropped)
+        {
+            state.dropped.push(dropped);
+        }
         state.check()?;
         Ok(state)
     }
@@ -422,6 +430,24 @@ mod tests {
         let rotation = state.rotation.as_ref().unwrap();
         assert_eq!((rotation.stage, rotation.from, rotation.to), (Stage::Sign, 1, 4));
         assert_eq!(state.signing().id, 5);
+    }
+
+    #[test]
+    fn a_root_that_an_earlier_program_dropped_is_still_known() {
+        let mut state = state();
+        let ended = Ended { outcome: Outcome::RootDropped, at: 5, dropped: None };
+        state.last_rotation = Some(ended);
+        let digest = Sha256([7; 32]);
+        let now = state.to_text().unwrap();
+        let earlier = now.replacen(
+            "\"at\": 5",
+            &format!("\"at\": 5, \"dropped\": {{\"root\": 1, \"sha256\": \"{digest}\", \"leavesEnd\": 9}}"),
+            1,
+        );
+        assert_ne!(earlier, now);
+        state.dropped.push(Dropped { root: 1, sha256: digest, leaves_end: 9 });
+        assert_eq!(State::parse(&earlier).unwrap(), state);
+        assert_eq!(State::parse(&state.to_text().unwrap()).unwrap(), state);
     }
 
     #[test]

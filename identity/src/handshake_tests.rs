@@ -13,8 +13,8 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
 use crate::test_pki::{Authority, Leaf, TRUST_DOMAIN, id, now};
 use crate::{
-    ALPN_H2, ALPN_HTTP1, ALPN_TCP, Credentials, Denial, DenyList, PeerError, SpiffeId, Store, client_config,
-    peer_error, peer_failure, peer_leaf, refused_by_peer, server_config, version_unsupported,
+    ALPN_H2, ALPN_HTTP1, ALPN_TCP, Credentials, Denial, DenyList, PeerError, Role, SpiffeId, Store, TrustBundle,
+    client_config, peer_error, peer_failure, peer_leaf, refused_by_peer, server_config, version_unsupported,
 };
 
 fn store(root: &Authority, id: &SpiffeId) -> Arc<Store> {
@@ -76,8 +76,10 @@ fn both_sides_prove_themselves_with_post_quantum_tls_1_3() {
     let client = client_config(&web_store, &db, ALPN_HTTP1);
     let mut ends = handshake(client, server_config(&db_store, &[ALPN_H2, ALPN_HTTP1, ALPN_TCP]));
     assert!(ends.client_error.is_none() && ends.server_error.is_none());
-    assert_eq!(peer_leaf(&ends.client, &web_store).map(|leaf| leaf.id), Some(db));
-    assert_eq!(peer_leaf(&ends.server, &db_store).map(|leaf| leaf.id), Some(web));
+    let bundles = [&web_store, &db_store].map(|store| store.bundle());
+    let [of_web, of_db] = bundles.each_ref().map(Option::as_ref);
+    assert_eq!(peer_leaf(&ends.client, &web_store, of_web, Role::Server).unwrap().id, db);
+    assert_eq!(peer_leaf(&ends.server, &db_store, of_db, Role::Client).unwrap().id, web);
     for end in [&ends.client, &ends.server] {
         assert_eq!(end.protocol_version(), Some(ProtocolVersion::TLSv1_3));
         assert_eq!(end.negotiated_key_exchange_group().unwrap().name(), NamedGroup::X25519MLKEM768);
@@ -250,7 +252,7 @@ fn who_is_denied_is_refused_from_the_next_handshake_on() {
     let server = server_config(&db_store, &[ALPN_TCP]);
     let shake = || handshake(client.clone(), server.clone());
     let ends = shake();
-    let leaf = peer_leaf(&ends.server, &db_store).unwrap();
+    let leaf = peer_leaf(&ends.server, &db_store, db_store.bundle().as_ref(), Role::Client).unwrap();
     let &[root_key] = &*leaf.above_sha256 else { panic!("a leaf right under its root: {leaf:?}") };
     let keys = [leaf.key_sha256, root_key].map(Denial::Key);
     for denial in [Denial::Serial(leaf.serial), Denial::Identity(web.clone())].into_iter().chain(keys) {
@@ -260,9 +262,30 @@ fn who_is_denied_is_refused_from_the_next_handshake_on() {
     }
     db_store.set_denied(Arc::default());
     assert!(shake().server_error.is_none());
-    // What was verified by a root that is taken out in the next moment is known to be under it.
-    db_store.set_bundle(Authority::root("another").bundle());
-    assert_eq!(peer_leaf(&ends.server, &db_store).unwrap().above_sha256[..], [root_key]);
+}
+
+#[test]
+fn who_was_verified_by_roots_that_are_replaced_before_the_end_of_the_handshake_is_verified_again() {
+    let (root, other) = (Authority::root("root"), Authority::root("other"));
+    let (web, db) = (id("demo", "web"), id("demo", "db"));
+    let (web_store, db_store) = (store(&root, &web), store(&root, &db));
+    // With a certificate that has nothing to do with it, and names a root that stays.
+    let leaf = Leaf::new(web.as_str()).issue(&root);
+    let unrelated = other.issuer("unrelated", |_| ());
+    web_store.set(Credentials::new(vec![leaf.der.clone(), unrelated.der()], leaf.key()).unwrap());
+    let before = db_store.bundle();
+    let ends = handshake(client_config(&web_store, &db, ALPN_TCP), server_config(&db_store, &[ALPN_TCP]));
+    assert!(ends.server_error.is_none());
+    let leaf = || peer_leaf(&ends.server, &db_store, before.as_ref(), Role::Client);
+    let first = leaf().unwrap();
+    let both = || TrustBundle::from_pem(format!("{}{}", root.pem(), other.pem()).as_bytes()).unwrap();
+    db_store.set_bundle(both());
+    assert_eq!(leaf().unwrap().id, first.id, "a root that joins changes nothing");
+    // However many generations pass.
+    for _ in 0..2 {
+        db_store.set_bundle(other.bundle());
+        assert!(matches!(leaf(), Err(PeerError::Untrusted { .. })));
+    }
 }
 
 /// Our configurations, and the same with a store for what can be resumed: what somebody else's side would do.

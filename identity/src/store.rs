@@ -165,7 +165,6 @@ pub struct Store {
     credentials: ArcSwapOption<Credentials>,
     previous: ArcSwapOption<Previous>,
     bundle: ArcSwapOption<TrustBundle>,
-    former: ArcSwapOption<TrustBundle>,
     denied: ArcSwap<DenyList>,
     generation: AtomicU64,
 }
@@ -178,7 +177,6 @@ impl Store {
             credentials: ArcSwapOption::empty(),
             previous: ArcSwapOption::empty(),
             bundle: ArcSwapOption::empty(),
-            former: ArcSwapOption::empty(),
             denied: ArcSwap::default(),
             generation: AtomicU64::new(0),
         })
@@ -207,7 +205,6 @@ impl Store {
 
     /// Replaces the roots; the next handshake uses them.
     pub fn set_bundle(&self, bundle: TrustBundle) {
-        self.former.store(self.bundle());
         self.bundle.store(Some(Arc::new(bundle)));
         self.generation.fetch_add(1, Ordering::Release);
     }
@@ -248,17 +245,25 @@ impl Store {
         self.bundle.load_full()
     }
 
-    /// What is kept of a chain (leaf first) that was verified a moment ago, by roots that may have been replaced since;
-    /// `None` when it is none of ours.
-    pub fn leaf(&self, chain: &[CertificateDer<'_>]) -> Option<Leaf> {
-        let (leaf, issuers) = chain.split_first()?;
-        let read = |bundle: Arc<TrustBundle>| Leaf::read(leaf, issuers, &bundle);
-        let found = read(self.bundle()?)?;
-        if found.above_sha256.len() > issuers.len() {
-            return Some(found);
+    /// What is kept of a chain (leaf first) that a handshake has verified since the roots were `before`. When they were
+    /// replaced meanwhile, it is verified again: a peer may hold its last flight back for as long as a root is there.
+    ///
+    /// # Errors
+    /// Why the peer is refused by the present roots.
+    pub fn leaf(
+        &self,
+        chain: &[CertificateDer<'_>],
+        before: Option<&Arc<TrustBundle>>,
+        role: Role,
+        now: UnixTime,
+    ) -> Result<Leaf, PeerError> {
+        let (leaf, issuers) = chain.split_first().ok_or(PeerError::CertificateMissing)?;
+        let bundle = self.bundle().ok_or(PeerError::Untrusted { source: webpki::Error::UnknownIssuer })?;
+        if !before.is_some_and(|before| Arc::ptr_eq(before, &bundle)) {
+            peer::verify(leaf, issuers, &bundle, &self.trust_domain, role, now)?;
         }
-        // Its root was taken out since, and is above it all the same.
-        self.former.load_full().and_then(read).or(Some(found))
+        let malformed = || PeerError::Malformed { detail: "it cannot be read again".to_owned() };
+        Leaf::read(leaf, issuers, &bundle).ok_or_else(malformed)
     }
 
     /// Grows by one with every replacement.

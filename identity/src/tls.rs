@@ -22,7 +22,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use crate::peer::{self, PeerError, Role};
-use crate::{Leaf, SpiffeId, Store};
+use crate::{Leaf, SpiffeId, Store, TrustBundle};
 
 /// The hop carries HTTP/2.
 pub const ALPN_H2: &[u8] = b"picket/h2";
@@ -98,9 +98,18 @@ fn client(provider: Arc<CryptoProvider>, store: &Arc<Store>, expected: &SpiffeId
     config
 }
 
-/// The certificate of the peer of a finished handshake; `None` before its end, or when the peer showed nothing usable.
-pub fn peer_leaf(session: &CommonState, store: &Store) -> Option<Leaf> {
-    store.leaf(session.peer_certificates()?)
+/// The certificate of the peer, which plays `role`, of a finished handshake. `before` are the roots of before it; when they
+/// were replaced meanwhile, the peer is verified again. Who was denied meanwhile is for the caller to see.
+///
+/// # Errors
+/// Why it is refused now.
+pub fn peer_leaf(
+    session: &CommonState,
+    store: &Store,
+    before: Option<&Arc<TrustBundle>>,
+    role: Role,
+) -> Result<Leaf, PeerError> {
+    store.leaf(session.peer_certificates().unwrap_or_default(), before, role, UnixTime::now())
 }
 
 /// Why *we* refused the peer, when `error` says that we did.

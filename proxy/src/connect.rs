@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use identity::{DenyList, SpiffeId};
+use identity::{DenyList, Role, SpiffeId};
 use record::{Decision, EstablishedBy};
 use rustls_pki_types::UnixTime;
 use socket2::{SockRef, TcpKeepalive};
@@ -262,6 +262,7 @@ impl Connector {
             ));
         }
         self.store.usable(UnixTime::now()).map_err(ConnectionError::CredentialsUnavailable)?;
+        let before = self.store.bundle();
         let name = rustls_pki_types::ServerName::from(endpoint.address.ip());
         let handshake = self.tls(identity, alpn).connect(name, Prefixed::new(Vec::new(), socket));
         let tls = match timeout(self.handshake_timeout, handshake).await {
@@ -271,12 +272,14 @@ impl Connector {
         if tls.get_ref().1.alpn_protocol() != Some(alpn) {
             return Err(ConnectionError::Alpn(endpoint.address, String::from_utf8_lossy(alpn).into_owned()));
         }
+        let leaf = identity::peer_leaf(tls.get_ref().1, &self.store, before.as_ref(), Role::Server)
+            .map_err(|reason| ConnectionError::Peer(endpoint.address, reason))?;
         let upstream = Upstream {
             address: endpoint.address,
             workload,
             identity: Some((identity.clone(), EstablishedBy::MutualTls)),
             tls: Some(tls_facts(tls.get_ref().1)),
-            leaf: identity::peer_leaf(tls.get_ref().1, &self.store),
+            leaf: Some(leaf),
             decision: Decision::Meshed,
             reason: "the endpoint proved the identity that discovery names",
             connect,

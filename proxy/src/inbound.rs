@@ -5,6 +5,7 @@
 
 use std::rc::Rc;
 
+use identity::Role;
 use record::{ClosedBy, Decision, DetectedBy, EstablishedBy, Protocol};
 use rustls_pki_types::UnixTime;
 use tokio::{net::TcpStream, time::timeout};
@@ -99,7 +100,7 @@ async fn mesh(
 ) -> Result<ClosedBy, ConnectionError> {
     worker.store.usable(UnixTime::now()).map_err(ConnectionError::CredentialsUnavailable)?;
     account.note(|facts| facts.reason = "the client did not prove an identity of this trust domain");
-    let started = std::time::Instant::now();
+    let (started, before) = (std::time::Instant::now(), worker.store.bundle());
     let accept = Box::pin(worker.acceptor.accept(Prefixed::new(opening.bytes, stream)));
     let tls = match timeout(worker.config.limits.tls_handshake_timeout, accept).await {
         Ok(done) => done.map_err(|error| ConnectionError::handshake(account.source(), error))?,
@@ -116,16 +117,17 @@ async fn mesh(
             return Err(ConnectionError::Alpn(account.source(), ours));
         }
     };
-    let leaf = identity::peer_leaf(session, &worker.store);
+    let leaf = identity::peer_leaf(session, &worker.store, before.as_ref(), Role::Client)
+        .map_err(|reason| ConnectionError::Peer(account.source(), reason))?;
     account.note(|facts| {
-        facts.client_identity = leaf.as_ref().map(|leaf| (leaf.id.clone(), EstablishedBy::MutualTls));
+        facts.client_identity = Some((leaf.id.clone(), EstablishedBy::MutualTls));
         facts.tls = Some(tls_facts(session));
         facts.protocol = protocol;
         facts.detected_by = DetectedBy::Alpn;
         facts.decision = Decision::Meshed;
         facts.reason = "the client proved an identity of this trust domain";
     });
-    account.note_client(leaf);
+    account.note_client(Some(leaf));
     // The list may have grown while the handshake went on; from here on, what it says cuts this connection, too.
     if let Some((id, denial)) = account.denial(&worker.store.denied()) {
         return Err(ConnectionError::Denied(id, denial));
