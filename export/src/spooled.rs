@@ -113,7 +113,7 @@ impl Spooled {
             Sync::Always => TICK,
             Sync::Interval(interval) => interval.min(TICK),
         };
-        let (lost, trouble, full_lost, disk_low, losses) = Default::default();
+        let (lost, trouble, failed_at, full_lost, disk_low, losses) = Default::default();
         let signals_of = signals.clone();
         let writer = Writer {
             receiver,
@@ -123,6 +123,7 @@ impl Spooled {
             signals: signals_of,
             lost,
             trouble,
+            failed_at,
             full_lost,
             disk_low,
             losses,
@@ -221,6 +222,8 @@ struct Writer {
     lost: u64,
     /// Something fails, and was said.
     trouble: bool,
+    /// Records that were synced when something failed last.
+    failed_at: u64,
     /// Records that went because the spool was full, as of the last tick.
     full_lost: u64,
     /// When there was last too little free disk.
@@ -304,9 +307,12 @@ impl Writer {
         self.count_dropped();
         let done = if self.spool.is_failed() { self.spool.reopen(now()) } else { Ok(()) };
         let done = done.and_then(|()| self.spool.tick(now()));
-        let fine = done.is_ok();
-        self.alert_failing(done.as_ref().err());
+        // Only what was synced since shows that it is over: a segment that can be made may still not be written.
+        let fine = done.is_ok() && !(self.trouble && self.spool.status().spooled() <= self.failed_at);
         self.note(done);
+        if fine {
+            self.alert_failing(None);
+        }
         self.alert();
         if self.trouble && fine {
             self.trouble = false;
@@ -449,9 +455,12 @@ impl Writer {
 
     /// Says once that something fails.
     fn note(&mut self, done: Result<(), spool::Error>) {
-        if let Err(error) = done
-            && !std::mem::replace(&mut self.trouble, true)
-        {
+        let Err(error) = done else { return };
+        if !matches!(error, spool::Error::Full | spool::Error::Malformed) {
+            self.alert_failing(Some(&error));
+        }
+        self.failed_at = self.spool.status().spooled();
+        if !std::mem::replace(&mut self.trouble, true) {
             let error: &dyn std::error::Error = &error;
             tracing::error!(error, "the spool loses records; each will be in a gap record");
         }

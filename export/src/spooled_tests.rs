@@ -28,6 +28,8 @@ const RECORDS: u32 = 50;
 struct Faults {
     fails: AtomicBool,
     slow: AtomicBool,
+    /// All syncs of a file but its first one, which is that of its header, fail.
+    data: AtomicBool,
     syncs: AtomicU64,
 }
 
@@ -35,8 +37,9 @@ struct Faults {
 #[derive(Debug)]
 struct Faulty(Disk, Arc<Faults>);
 
+/// With how many syncs it has seen.
 #[derive(Debug)]
-struct FaultyFile(Box<dyn File>, Arc<Faults>);
+struct FaultyFile(Box<dyn File>, Arc<Faults>, u64);
 
 impl File for FaultyFile {
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -48,7 +51,9 @@ impl File for FaultyFile {
             std::thread::sleep(SLOW);
         }
         self.1.syncs.fetch_add(1, SeqCst);
-        if self.1.fails.load(SeqCst) { Err(io::Error::from_raw_os_error(5)) } else { self.0.sync() }
+        self.2 += 1;
+        let fails = self.1.fails.load(SeqCst) || (self.1.data.load(SeqCst) && self.2 > 1);
+        if fails { Err(io::Error::from_raw_os_error(5)) } else { self.0.sync() }
     }
 
     fn truncate(&mut self, length: u64) -> io::Result<()> {
@@ -66,7 +71,7 @@ impl Storage for Faulty {
     }
 
     fn create(&self, name: &str) -> io::Result<Box<dyn File>> {
-        Ok(Box::new(FaultyFile(self.0.create(name)?, Arc::clone(&self.1))))
+        Ok(Box::new(FaultyFile(self.0.create(name)?, Arc::clone(&self.1), 0)))
     }
 
     fn read(&self, name: &str, offset: u64, max: usize) -> io::Result<Vec<u8>> {
@@ -111,7 +116,7 @@ struct Stage {
 }
 
 impl Stage {
-    fn new(name: &str) -> Self {
+    fn new(name: &str, queue_bytes: usize) -> Self {
         let directory = std::env::temp_dir().join(format!("picket-spooled-{name}-{}", std::process::id()));
         let faults = Arc::<Faults>::default();
         let storage = Arc::new(Faulty(Disk::open(&directory).unwrap(), Arc::clone(&faults)));
@@ -119,7 +124,7 @@ impl Stage {
         let (max_bytes, max_age) = (64 << 20, Duration::from_secs(3600));
         let config = Config { max_bytes, max_age, min_free_bytes: 0, sync, on_full: OnFull::DropOldest, uid_seed: 1 };
         let (spool, reader, _) = Spool::open(storage, config, super::now()).unwrap();
-        let (sender, receiver) = queue(QUEUE_BYTES);
+        let (sender, receiver) = queue(queue_bytes);
         let (status, counters) = (Arc::clone(spool.status()), Arc::clone(sender.counters()));
         let spooled = Spooled::spawn(receiver, spool, reader, sync).unwrap();
         Self { directory, faults, status, counters, sender, spooled, uids: UidSource::new(2), sent: 0 }
@@ -137,7 +142,7 @@ impl Stage {
         let begun = Instant::now();
         // What does not fit is counted, and that is looked at.
         let _full = self.sender.send(Batch { records: RECORDS, fields: fields.into() });
-        assert!(self.counters.queued_bytes() <= QUEUE_BYTES as u64);
+        assert!(self.counters.queued_bytes() <= self.counters.limit_bytes());
         begun.elapsed()
     }
 
@@ -186,7 +191,7 @@ impl Stage {
 
 #[test]
 fn while_a_sync_takes_seconds_nobody_waits_and_what_the_queue_drops_is_in_a_gap() {
-    let mut stage = Stage::new("slow");
+    let mut stage = Stage::new("slow", QUEUE_BYTES);
     stage.send_until(|stage| stage.status.spooled() > 0);
     stage.faults.slow.store(true, SeqCst);
     let syncs = stage.faults.syncs.load(SeqCst);
@@ -201,7 +206,8 @@ fn while_a_sync_takes_seconds_nobody_waits_and_what_the_queue_drops_is_in_a_gap(
 
 #[test]
 fn while_syncs_fail_nobody_waits_and_what_was_in_doubt_is_in_a_gap() {
-    let mut stage = Stage::new("failing");
+    // The queue takes all that comes meanwhile: what is lost here is lost by syncs alone.
+    let mut stage = Stage::new("failing", 128 << 20);
     stage.send_until(|stage| stage.status.spooled() > 0);
     stage.faults.fails.store(true, SeqCst);
     // For more than one try to open it again.
@@ -214,4 +220,27 @@ fn while_syncs_fail_nobody_waits_and_what_was_in_doubt_is_in_a_gap() {
     stage.send_until(|stage| stage.status.spooled() > spooled);
     let gaps = stage.end();
     assert!(gaps.iter().all(|gap| gap.reason == Reason::SyncFailed), "{gaps:?}");
+}
+
+#[test]
+fn the_alert_fires_while_data_cannot_be_synced_and_segments_can_be_made() {
+    let mut stage = Stage::new("data", 128 << 20);
+    let alerts = Arc::new(crate::Alerts::new(crate::Events::new(vec![stage.sender.clone()])));
+    stage.spooled.alert_through(&alerts);
+    stage.send_until(|stage| stage.status.spooled() > 0);
+    stage.faults.data.store(true, SeqCst);
+    stage.send_until(|_| alerts.is_firing("spool_failing"));
+    // A new segment does not end it: nothing was written for good.
+    let begun = Instant::now();
+    stage.send_until(|_| {
+        assert!(alerts.is_firing("spool_failing"));
+        begun.elapsed() > Duration::from_secs(3)
+    });
+    stage.faults.data.store(false, SeqCst);
+    stage.send_until(|_| !alerts.is_firing("spool_failing"));
+    assert!(stage.lost(Reason::SyncFailed) > 0);
+    let Stage { directory, mut spooled, sender, .. } = stage;
+    drop((alerts, sender));
+    spooled.join();
+    std::fs::remove_dir_all(directory).unwrap();
 }

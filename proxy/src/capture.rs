@@ -67,21 +67,21 @@ impl Capture {
         take(&self.response, fields, into);
     }
 
-    /// Each value that is not asked for is `REDACTED`; so is a parameter without a value, whose name may be one.
+    /// Each value that is not asked for is `REDACTED`; so is a parameter without a value, whose name may be one. Some servers take
+    /// ';' for '&': it ends a parameter too.
     fn take_query(&self, query: &str, into: &mut Captured) {
         let mut kept = String::new();
-        for parameter in query.split('&') {
+        for piece in query.split_inclusive(['&', ';']) {
             if kept.len() > TEXT_BYTES_MAX {
                 break;
             }
-            if !kept.is_empty() {
-                kept.push('&');
-            }
+            let parameter = piece.trim_end_matches(['&', ';']);
             match parameter.split_once('=') {
                 Some((name, _)) if !self.shows(name) => kept.extend([name, "=", REDACTED]),
                 None if !self.query && !parameter.is_empty() => kept.push_str(REDACTED),
                 Some(_) | None => kept.push_str(parameter),
             }
+            kept.push_str(&piece[parameter.len()..]);
         }
         into.text(key::URL_QUERY, &kept);
     }
@@ -198,6 +198,9 @@ mod tests {
             "AWSAccessKeyId=REDACTED&Signature=REDACTED&X-Goog-Signature=REDACTED",
         );
         check(true, &["sig"], "sig=1", "sig=1");
+        check(false, &["page"], "page=2;token=sesame", "page=2;token=REDACTED");
+        check(false, &["page"], "page=2;sesame;&page=3&;", "page=2;REDACTED;&page=3&;");
+        check(true, &[], "a=1;sig=sesame&b", "a=1;sig=REDACTED&b");
         check(true, &[], "", "");
     }
 

@@ -320,12 +320,13 @@ impl Spool {
         let lost = std::mem::take(&mut self.unsynced).saturating_sub(reports.len() as u64);
         let (first, last) = (self.synced.next, self.tip.next - 1);
         (self.tip.digest, self.tip.time) = (self.synced.digest, self.synced.time);
+        let any = lost > 0 || !reports.is_empty();
         {
             let mut state = self.shared.lock();
             reports.into_iter().for_each(|gap| note(&mut state.unreported, gap));
             state.unsynced_report = None;
         }
-        if lost > 0 {
+        if any {
             let (since, reason) = (self.synced.time, Reason::SyncFailed);
             let (until, records) = (now, lost);
             let gap = Gap { first, last, records, since, until, reason, before: None, after: None, sink: None };

@@ -187,6 +187,7 @@ impl Spool {
         for (first, last, sink) in missing {
             let Content { records, before, after, .. } = content(&*self.shared.storage, &segment, first, last);
             let after = if last == segment.last { end } else { after };
+            let records = records.saturating_sub(self.shared.lock().said_damaged(first, last, sink));
             let (since, until) = (segment.since, segment.until);
             self.shared.lose(Gap { first, last, records, since, until, reason, before, after, sink });
         }
@@ -280,6 +281,10 @@ fn walk(store: &dyn Storage, segment: &Segment, mut see: impl FnMut(Scanned<'_>)
         let mut scan = scan(&bytes, segment.epoch, last);
         scan.by_ref().for_each(&mut see);
         if whole {
+            let (at, rest) = (scan.offset(), bytes.len() - scan.offset());
+            if rest > 0 {
+                see(Scanned::Damage { offset: at, bytes: rest, first: scan.sequence() + 1, last: segment.last });
+            }
             break;
         }
         if scan.offset() == 0 {

@@ -69,6 +69,12 @@ impl State {
         self.consumers.iter().map(|consumer| consumer.taken).min().unwrap_or(u64::MAX)
     }
 
+    /// How many of these numbers a gap about damage names already, to `sink`.
+    pub(crate) fn said_damaged(&self, first: u64, last: u64, sink: Option<Sink>) -> u64 {
+        let known = self.damaged.iter().flatten().filter(|known| known.2.is_none() || known.2 == sink);
+        known.map(|known| (known.1.min(last) + 1).saturating_sub(known.0.max(first))).sum()
+    }
+
     pub(crate) fn consumer(&mut self, sink: Sink) -> Option<&mut Consumer> {
         self.consumers.iter_mut().find(|consumer| consumer.sink == sink)
     }

@@ -374,3 +374,76 @@ fn damage_that_two_sinks_see_is_said_once_also_after_a_restart() {
         }
     }
 }
+
+#[test]
+fn a_number_of_a_report_whose_sync_fails_is_not_missing() {
+    let disk = Memory::new();
+    let (mut spool, mut reader, _) = open_with(&disk, config());
+    append(&mut spool, SECOND, 0..10).unwrap();
+    spool.sync().unwrap();
+    spool.lose(SECOND, 7, Reason::QueueFull);
+    spool.report(SECOND).unwrap();
+    disk.lock().fail_sync = true;
+    spool.sync().unwrap_err();
+    disk.lock().fail_sync = false;
+    spool.reopen(2 * SECOND).unwrap();
+    append(&mut spool, 2 * SECOND, 20..30).unwrap();
+    spool.sync().unwrap();
+    let read = read_all(&mut reader, 10_000);
+    assert_eq!(read.unexplained(spool.tip().next - 1), Vec::<u64>::new());
+    let said: Vec<_> = read.gaps.iter().map(|gap| (gap.reason, gap.records)).collect();
+    assert_eq!(said, [(Reason::QueueFull, 7), (Reason::SyncFailed, 0)], "{:?}", read.gaps);
+}
+
+/// A spool for both sinks with the records 1 to 30, of which 3 to 10 are damaged.
+fn damaged_for_both(disk: &std::sync::Arc<Memory>) -> (spool::Spool, spool::Reader, spool::Reader) {
+    let (mut spool, collector, syslog) = open_both(disk, config());
+    append(&mut spool, SECOND, 1..31).unwrap();
+    spool.close(SECOND).unwrap();
+    drop((spool, collector, syslog));
+    damage(disk, 3, 10);
+    open_both(disk, config())
+}
+
+#[test]
+fn damage_that_one_sink_has_seen_is_not_counted_again_when_it_goes() {
+    let disk = Memory::new();
+    let (mut spool, mut collector, mut syslog) = damaged_for_both(&disk);
+    read_all(&mut collector, 2000);
+    spool.tick(2 * SECOND).unwrap();
+    spool.sync().unwrap();
+    append(&mut spool, 7200 * SECOND, 40..45).unwrap();
+    spool.sync().unwrap();
+    spool.tick(4000 * SECOND).unwrap();
+    spool.sync().unwrap();
+    let read = read_all(&mut syslog, 2000);
+    assert_eq!(read.unexplained(spool.tip().next - 1), Vec::<u64>::new());
+    let gaps = read.gaps.iter().filter(|gap| gap.first <= 30 && gap.sink.is_none_or(|sink| sink == Sink::Syslog));
+    let said: Vec<_> = gaps.map(|gap| (gap.reason, gap.first, gap.last, gap.records)).collect();
+    assert_eq!(said, [(Reason::Age, 1, 30, 22), (Reason::Damaged, 3, 10, 8)]);
+}
+
+#[test]
+fn a_damaged_end_of_a_segment_that_goes_is_counted() {
+    let disk = Memory::new();
+    let (mut spool, reader, _) = open_with(&disk, config());
+    append(&mut spool, SECOND, 1..31).unwrap();
+    spool.close(SECOND).unwrap();
+    drop((spool, reader));
+    let (mut spool, reader, _) = open_with(&disk, config());
+    append(&mut spool, 3900 * SECOND, 40..45).unwrap();
+    spool.close(3000 * SECOND).unwrap();
+    drop((spool, reader));
+    let name = disk.segments().remove(0);
+    let mut bytes = disk.content(&name);
+    let end = bytes.len();
+    bytes[end - 1200..].fill(0xa5);
+    disk.replace(&name, bytes);
+    let (mut spool, mut reader, _) = open_with(&disk, config());
+    spool.tick(4000 * SECOND).unwrap();
+    spool.sync().unwrap();
+    let read = read_all(&mut reader, 2000);
+    let said: Vec<_> = read.gaps.iter().map(|gap| (gap.reason, gap.first, gap.last, gap.records)).collect();
+    assert_eq!(said, [(Reason::Age, 1, 30, 30)]);
+    assert_eq!(spool.status().lost(Reason::Age), 30);
+}
