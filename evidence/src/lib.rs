@@ -8,6 +8,7 @@
 mod otlp_json;
 mod gather;
 mod spill;
+mod syslog;
 mod verdict;
 mod walk;
 

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use proptest::{collection::vec, prelude::*};
-use record::{Event, EventName, Severity, UidSource, Value, field};
+use record::{
+    Event, EventName, Severity, UidSource, Value, field, key,
+    structured::{NAME_BYTES_MAX, name},
+};
 
 use super::*;
 
@@ -120,6 +123,7 @@ fn format(limit: usize) -> Format {
         enterprise_number: 32473,
         message_bytes_max: limit,
         resource: vec![("k8s.pod.name".to_owned(), "web-1".to_owned())],
+        evidence: false,
     }
 }
 
@@ -194,5 +198,62 @@ proptest! {
         let left_out = data.len() < values.len() + 2;
         let is_cut = data.last().is_some_and(|(name, _)| name == "truncated");
         prop_assert!(is_cut || !left_out, "what is left out is said");
+    }
+}
+
+#[test]
+fn a_checkpoint_and_what_is_too_long_are_told_apart_by_what_is_left_out() {
+    let format = Format { evidence: true, ..format(8192) };
+    let chain = "c".repeat(1700);
+    let attributes =
+        [("picket.checkpoint.signature", Value::Text("s")), ("picket.checkpoint.chain", Value::Text(&chain))];
+    let found = message(&format, &record(&attributes, Severity::Info));
+    assert!(found.data["record@32473"][0].1.len() > 2200 && found.data["picket@32473"][3].1 == chain);
+    // More than fits besides its bytes: what people read goes first, and the bytes stay.
+    let long = "l".repeat(3500);
+    let found = message(&format, &record(&[("a", Value::Text(&long)), ("b", Value::Int(1))], Severity::Info));
+    let names: Vec<_> = found.data["picket@32473"].iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["log.record.uid", "sequence", "b", "truncated"]);
+    assert_eq!((found.data["record@32473"][0].0.as_str(), found.text), ("otlp", None));
+    let values: Vec<_> = ["a", "b"].iter().map(|name| (*name, Value::Text(&long))).collect();
+    let found = message(&format, &record(&values, Severity::Info));
+    assert_eq!(found.data["record@32473"], [("left_out".to_owned(), "true".to_owned())]);
+    assert_eq!(found.data["picket@32473"][2].1.len(), 2048);
+}
+
+proptest! {
+    #[test]
+    fn whatever_values_hold_the_record_comes_back_and_what_people_read_agrees(
+        values in vec(("[ -~é]{0,60}", "(?s).{0,200}"), 0..30),
+        number in any::<u64>(),
+        limit in 2048usize..9000,
+    ) {
+        let mut attributes: Vec<_> = values.iter().map(|(name, value)| (name.as_str(), Value::Text(value))).collect();
+        attributes.extend([("n", Value::Int(number)), ("t", Value::Bool(number % 2 == 0))]);
+        let format = Format { evidence: true, ..format(limit) };
+        let fields = record(&attributes, Severity::Info);
+        let content = field::contents(&fields).next().unwrap().unwrap();
+        let mut out = Vec::new();
+        Encoder::new(&format).frame(content, &mut out);
+        let text = unframe(&out);
+        let found = parse(text);
+        prop_assert!(text.len() <= limit);
+        let (name, value) = &found.data["record@32473"][0];
+        if name == "left_out" {
+            // There was no room, indeed: with them, uid and number it would not have fitted.
+            prop_assert!(content.len() * 4 / 3 + 400 > limit);
+            return Ok(());
+        }
+        let mut again = Vec::new();
+        field::append(&mut again, &STANDARD.decode(value).unwrap()).unwrap();
+        prop_assert_eq!(&again, &fields);
+        let (_, said) = text.split_once("[picket@32473").unwrap();
+        let (said, _) = said.split_once("][resource@32473 ").unwrap();
+        prop_assert!(structured::agrees(content, said.as_bytes()), "{}", said);
+        if let Some(text) = found.text {
+            let mut summary = Vec::new();
+            line::summary(content, &mut summary);
+            prop_assert_eq!(text.as_bytes(), summary.trim_ascii_start());
+        }
     }
 }
