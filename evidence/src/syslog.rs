@@ -131,7 +131,7 @@ impl<'a> Header<'a> {
     fn agrees(&self, record: &[u8]) -> bool {
         let (time, event) = line::time_and_name(record);
         self.priority % 8 == structured::severity(line::severity(record))
-            && self.event == structured::header(event, 32).as_bytes()
+            && self.event == event.as_bytes()
             && is_time(self.time, time)
     }
 }
@@ -206,15 +206,16 @@ fn record(content: &[u8], out: &mut Vec<u8>) -> Option<u64> {
 
 /// Which part of a message does not say what its record says.
 fn differs(header: Option<Header<'_>>, said: &[u8], rest: &[u8], record: &[u8]) -> Option<&'static str> {
-    let mut text = Vec::new();
-    line::summary(record, &mut text);
+    let mut made = Vec::new();
+    if header.is_some_and(|header| !header.agrees(record)) {
+        return Some("the header");
+    }
+    if !structured::agrees(record, said, &mut made) {
+        return Some("the structured data");
+    }
+    made.clear();
+    line::summary(record, &mut made);
     let found = rest.trim_ascii();
     let found = found.strip_prefix("\u{feff}".as_bytes()).unwrap_or(found);
-    [
-        ("the header", header.is_none_or(|header| header.agrees(record))),
-        ("the structured data", structured::agrees(record, said)),
-        ("the text", found.is_empty() || found == text.trim_ascii()),
-    ]
-    .into_iter()
-    .find_map(|(part, agrees)| (!agrees).then_some(part))
+    (!found.is_empty() && found != made.trim_ascii()).then_some("the text")
 }

@@ -20,12 +20,12 @@ pub fn attributes(record: &[u8]) -> impl Iterator<Item = (&str, line::Attribute<
 }
 
 /// Whether `said` are the parameters of the record: each as a whole and in their order, some of them left out only if
-/// [`TRUNCATED`] stands at the end.
-pub fn agrees(record: &[u8], mut said: &[u8]) -> bool {
-    let (mut one, mut whole) = (Vec::new(), true);
+/// [`TRUNCATED`] stands at the end. What was in `one` is lost.
+pub fn agrees(record: &[u8], mut said: &[u8], one: &mut Vec<u8>) -> bool {
+    let mut whole = true;
     for (name, value) in attributes(record) {
         one.clear();
-        parameter(name, value, usize::MAX, usize::MAX, &mut one);
+        parameter(name, value, usize::MAX, usize::MAX, one);
         match said.strip_prefix(one.as_slice()) {
             Some(rest) => said = rest,
             None => whole = false,
@@ -91,12 +91,6 @@ fn escape(text: &str, out: &mut Vec<u8>) {
 pub fn cut(text: &str, max: usize) -> &str {
     let end = (0..=max.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
     &text[..end.unwrap_or(0)]
-}
-
-/// A field of the header: printable ASCII, or `-` when there is nothing.
-pub fn header(text: &str, max: usize) -> String {
-    let text: String = text.chars().take(max).map(|c| if c.is_ascii_graphic() { c } else { '_' }).collect();
-    if text.is_empty() { "-".to_owned() } else { text }
 }
 
 /// The severity of syslog for one of OpenTelemetry (Logs Data Model, appendix B), 0 to 7.

@@ -9,7 +9,7 @@ use std::io::Write as _;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use record::{
     line,
-    structured::{self, TRUNCATED, cut, header, parameter, severity},
+    structured::{self, TRUNCATED, cut, parameter, severity},
 };
 
 /// What uid and number of a record take at most, as parameters.
@@ -151,6 +151,12 @@ impl Encoder {
             self.message.extend_from_slice(text.as_bytes());
         }
     }
+}
+
+/// A field of the header: printable ASCII, or `-` when there is nothing.
+fn header(text: &str, max: usize) -> String {
+    let text: String = text.chars().take(max).map(|c| if c.is_ascii_graphic() { c } else { '_' }).collect();
+    if text.is_empty() { "-".to_owned() } else { text }
 }
 
 #[cfg(test)]

@@ -202,23 +202,26 @@ proptest! {
 }
 
 #[test]
-fn a_checkpoint_and_what_is_too_long_are_told_apart_by_what_is_left_out() {
+fn the_bytes_of_a_record_go_before_what_people_read_and_what_is_left_out_is_said() {
     let format = Format { evidence: true, ..format(8192) };
-    let chain = "c".repeat(1700);
-    let attributes =
-        [("picket.checkpoint.signature", Value::Text("s")), ("picket.checkpoint.chain", Value::Text(&chain))];
-    let found = message(&format, &record(&attributes, Severity::Info));
-    assert!(found.data["record@32473"][0].1.len() > 2200 && found.data["picket@32473"][3].1 == chain);
-    // More than fits besides its bytes: what people read goes first, and the bytes stay.
-    let long = "l".repeat(3500);
-    let found = message(&format, &record(&[("a", Value::Text(&long)), ("b", Value::Int(1))], Severity::Info));
-    let names: Vec<_> = found.data["picket@32473"].iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, ["log.record.uid", "sequence", "b", "truncated"]);
+    let long = "l".repeat(900);
+    let with = |count: usize| {
+        let names: Vec<String> = (0..count).map(|nth| format!("a{nth}")).collect();
+        let mut values: Vec<_> = names.iter().map(|name| (name.as_str(), Value::Text(&long))).collect();
+        values.push(("b", Value::Int(1)));
+        message(&format, &record(&values, Severity::Info))
+    };
+    let names = |of: &Message| of.data["picket@32473"].iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    // All of it, and the text; then without the text, and without one parameter; then without the bytes.
+    let found = with(2);
+    assert_eq!(names(&found), ["log.record.uid", "sequence", "a0", "a1", "b"]);
+    assert!(found.data["record@32473"][0].1.len() > 2400 && found.text.is_some());
+    let found = with(4);
+    assert_eq!(names(&found), ["log.record.uid", "sequence", "a0", "a1", "a2", "b", "truncated"]);
     assert_eq!((found.data["record@32473"][0].0.as_str(), found.text), ("otlp", None));
-    let values: Vec<_> = ["a", "b"].iter().map(|name| (*name, Value::Text(&long))).collect();
-    let found = message(&format, &record(&values, Severity::Info));
+    let found = with(7);
     assert_eq!(found.data["record@32473"], [("left_out".to_owned(), "true".to_owned())]);
-    assert_eq!(found.data["picket@32473"][2].1.len(), 2048);
+    assert_eq!(names(&found).len(), 2 + 7 + 1);
 }
 
 proptest! {
@@ -249,7 +252,7 @@ proptest! {
         prop_assert_eq!(&again, &fields);
         let (_, said) = text.split_once("[picket@32473").unwrap();
         let (said, _) = said.split_once("][resource@32473 ").unwrap();
-        prop_assert!(structured::agrees(content, said.as_bytes()), "{}", said);
+        prop_assert!(structured::agrees(content, said.as_bytes(), &mut Vec::new()), "{}", said);
         if let Some(text) = found.text {
             let mut summary = Vec::new();
             line::summary(content, &mut summary);
