@@ -230,3 +230,26 @@ fn what_the_syslog_server_alone_lacks_is_explained_for_it_and_for_nobody_else() 
         assert_eq!(report.completeness == Completeness::Complete, explained, "{report:#?}");
     }
 }
+
+proptest! {
+    #[test]
+    fn whatever_is_read_there_is_a_verdict(
+        at in any::<prop::sample::Index>(), bytes in prop::collection::vec(any::<u8>(), 0..20), cut in any::<bool>(),
+    ) {
+        static MESSAGES: std::sync::LazyLock<(String, Vec<u8>)> = std::sync::LazyLock::new(|| {
+            let (authority, _, messages) = three_sent();
+            (authority.root, joined(&messages).into_bytes())
+        });
+        let (root, whole) = &*MESSAGES;
+        let mut text = whole.clone();
+        let at = at.index(text.len());
+        let end = if cut { (at + bytes.len()).min(text.len()) } else { at };
+        let changed = text[at..end] != bytes;
+        text.splice(at..end, bytes);
+        let mut evidence = evidence(root);
+        evidence.read_lines("syslog.log", text.as_slice()).unwrap();
+        let unreadable = evidence.unreadable_lines();
+        let good = evidence.judge(None).unwrap().iter().all(StreamReport::is_good);
+        prop_assert!(changed || (good && unreadable == 0));
+    }
+}
