@@ -14,7 +14,7 @@ use crate::output::{self, Format, table};
 /// What is verified, and by what.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Directories of spools, and files of OTLP JSON lines, in any order.
+    /// Directories of spools, and files of OTLP JSON lines or of syslog messages, in any order.
     #[arg(required = true)]
     path: Vec<PathBuf>,
     /// The roots that vouch for workloads, PEM; those of the time of the records.

@@ -11,9 +11,9 @@ use std::{
 use identity::{SpiffeId, TrustBundle};
 use record::{EventName, field, key, line};
 use rustls_pki_types::{CertificateDer, UnixTime};
-use spool::{CHECKPOINT_FILE, Checkpoint, Gap, HEADER_BYTES, Header, Kept, Kind, Rule, Scan, Scanned, Seal};
+use spool::{CHECKPOINT_FILE, Checkpoint, Gap, HEADER_BYTES, Header, Kept, Kind, Rule, Scan, Scanned, Seal, Sink};
 
-use crate::{Error, Finding, StreamReport, otlp_json, spill::Spill, walk};
+use crate::{Error, Finding, StreamReport, otlp_json, spill::Spill, syslog, walk};
 
 /// Records in all at most; each takes 24 bytes of memory.
 pub const RECORDS_MAX: u64 = 50_000_000;
@@ -59,10 +59,33 @@ pub(crate) struct Stream {
     pub(crate) own: BTreeMap<String, u64>,
     /// The lowest number that a spool still has to have; `None` where all have to be there.
     pub(crate) begins: Option<u64>,
-    pub(crate) exported: bool,
+    /// Which sinks got what was read, besides spools.
+    pub(crate) sinks: Vec<Sink>,
+    /// Messages without the bytes of their records, by the reason.
+    pub(crate) bare: BTreeMap<&'static str, Bare>,
+}
+
+/// Messages without the bytes of their records: how many, and between which numbers.
+#[derive(Debug)]
+pub(crate) struct Bare {
+    pub(crate) messages: u64,
+    pub(crate) first: u64,
+    pub(crate) last: u64,
 }
 
 impl Stream {
+    fn got(&mut self, sink: Sink) {
+        if !self.sinks.contains(&sink) {
+            self.sinks.push(sink);
+        }
+    }
+
+    fn bare(&mut self, why: &'static str, number: u64) {
+        let bare = self.bare.entry(why).or_insert(Bare { messages: 0, first: number, last: number });
+        (bare.first, bare.last) = (bare.first.min(number), bare.last.max(number));
+        bare.messages += 1;
+    }
+
     fn damaged(&mut self, first: u64, last: u64, what: String) {
         if self.damage.len() < FINDINGS_MAX {
             self.damage.push(Finding { first, last, what });
@@ -109,12 +132,12 @@ impl Evidence {
         &self.remarks
     }
 
-    /// Lines that are no OTLP JSON, but for a last one that is cut.
+    /// Lines that are no OTLP JSON, and messages of a proxy that cannot be read, but for a last one that is cut.
     pub fn unreadable_lines(&self) -> u64 {
         self.unreadable
     }
 
-    /// Reads a spool's directory, or a file of OTLP JSON lines.
+    /// Reads a spool's directory, or a file of OTLP JSON lines or of syslog messages.
     ///
     /// # Errors
     /// When it cannot be read, or is too much.
@@ -139,13 +162,15 @@ impl Evidence {
         Ok(())
     }
 
-    /// Reads lines of OTLP JSON; `name` is for remarks.
+    /// Reads lines of OTLP JSON, or messages as a syslog server writes them, one a line: which, the first line says. `name`
+    /// is for remarks.
     ///
     /// # Errors
     /// When they cannot be read, or are too much.
     pub fn read_lines(&mut self, name: &str, mut lines: impl BufRead) -> Result<(), Error> {
         let failed = |error| Error::Read(name.to_owned(), error);
-        let mut line = Vec::new();
+        let (mut line, mut field) = (Vec::new(), Vec::new());
+        let (mut is_syslog, mut foreign) = (None, 0u64);
         for number in 1u64.. {
             line.clear();
             let read = (&mut lines).take(otlp_json::LINE_BYTES_MAX + 1).read_until(b'\n', &mut line).map_err(failed)?;
@@ -159,6 +184,11 @@ impl Evidence {
             if line.iter().all(u8::is_ascii_whitespace) {
                 continue;
             }
+            let is_json = line.trim_ascii_start().starts_with(b"{");
+            if *is_syslog.get_or_insert(!is_json) && !is_json {
+                foreign += u64::from(!self.message(&line, &mut field, &format!("{name}: line {number}"))?);
+                continue;
+            }
             match otlp_json::line(&line, |stream, field| self.exported(stream, field)) {
                 Ok(done) => done?,
                 Err(error) if !line.ends_with(b"\n") && error.is_eof() => {
@@ -169,6 +199,9 @@ impl Evidence {
                     self.remark(format!("{name}: line {number} is no OTLP JSON: {error}"));
                 }
             }
+        }
+        if foreign > 0 {
+            self.remark(format!("{name}: {foreign} lines are no messages of a proxy; they are passed over"));
         }
         Ok(())
     }
@@ -233,14 +266,10 @@ impl Evidence {
     }
 
     fn exported(&mut self, id: [u8; 16], field: Result<&[u8], String>) -> Result<(), Error> {
-        self.stream(id)?.exported = true;
-        let number = |content| match line::attributes(content).last() {
-            Some((key::SEQUENCE, line::Attribute::Int(number))) if number > 0 => Some(number as u64),
-            _ => None,
-        };
+        self.stream(id)?.got(Sink::Otlp);
         let read = field.and_then(|field| {
             let content = field::contents(field).next().and_then(Result::ok);
-            let sequence = content.and_then(number).ok_or_else(|| "it has no number".to_owned())?;
+            let sequence = content.and_then(number_of).ok_or_else(|| "it has no number".to_owned())?;
             Ok((sequence, field))
         });
         match read {
@@ -250,6 +279,44 @@ impl Evidence {
                 Ok(())
             }
         }
+    }
+
+    /// Takes a line of a syslog server's file; false when it is no message of a proxy.
+    fn message(&mut self, line: &[u8], field: &mut Vec<u8>, told: &str) -> Result<bool, Error> {
+        let Some(read) = syslog::line(line, field) else { return Ok(false) };
+        let message = match read {
+            Ok(message) => message,
+            Err(_) if !line.ends_with(b"\n") => {
+                self.remark(format!("{told} is not whole; it is passed over"));
+                return Ok(true);
+            }
+            Err(syslog::Unreadable { whose, what }) => {
+                self.unreadable += 1;
+                self.remark(format!("{told} cannot be read: {what}"));
+                if let Some((id, number)) = whose {
+                    let stream = self.stream(id)?;
+                    stream.got(Sink::Syslog);
+                    stream.damaged(number, number, format!("its message cannot be read: {what}"));
+                }
+                return Ok(true);
+            }
+        };
+        if message.is_behind_a_piece {
+            self.remark(format!("{told} begins with a piece of another message, which is passed over"));
+        }
+        let stream = self.stream(message.stream)?;
+        stream.got(Sink::Syslog);
+        match message.holds {
+            syslog::Holds::Nothing(why) => stream.bare(why, message.number),
+            syslog::Holds::Record { number, differs } => {
+                if let Some(part) = differs {
+                    let what = format!("{part} of its message says something else than the record in it");
+                    stream.damaged(number, number, what);
+                }
+                self.record(message.stream, Rule::Context, number, field)?;
+            }
+        }
+        Ok(true)
     }
 
     fn record(&mut self, id: [u8; 16], rule: Rule, sequence: u64, bytes: &[u8]) -> Result<(), Error> {
@@ -347,6 +414,14 @@ impl Evidence {
             self.remark(format!("{file}: {rest} bytes at {offset} are no whole entry; they are passed over"));
         }
         Ok(())
+    }
+}
+
+/// The number that a record ends with.
+pub(crate) fn number_of(content: &[u8]) -> Option<u64> {
+    match line::attributes(content).last() {
+        Some((key::SEQUENCE, line::Attribute::Int(number))) if number > 0 => Some(number as u64),
+        _ => None,
     }
 }
 

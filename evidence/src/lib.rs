@@ -1,5 +1,5 @@
-//! Whether records are what was written, and whether they are all there: of spools, and of what collectors wrote
-//! (docs/formats/evidence.md).
+//! Whether records are what was written, and whether they are all there: of spools, and of what collectors and syslog
+//! servers wrote (docs/formats/evidence.md).
 //!
 //! Promises: order and duplicates do not matter; memory is bounded ([`RECORDS_MAX`], some 24 bytes for each record), as what
 //! was read waits in a file without a name; whatever is read causes a verdict or an error, never a panic.
@@ -8,6 +8,7 @@
 mod otlp_json;
 mod gather;
 mod spill;
+mod syslog;
 mod verdict;
 mod walk;
 

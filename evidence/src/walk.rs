@@ -10,7 +10,7 @@ use spool::{Chain, DISTANCE_MAX, Gap, Reason, Seal, Sink};
 
 use crate::{
     Completeness, Error, Explained, Finding, Integrity, StreamReport,
-    gather::{Seen, Stream},
+    gather::{Bare, Seen, Stream},
     spill::Spill,
 };
 
@@ -216,9 +216,9 @@ impl Judge<'_> {
         self.there.get(at).is_some_and(|(from, to)| *from <= first && last <= *to)
     }
 
-    /// Whether a gap is one of what was read: of a spool each is, of what a collector got those that it lacks itself.
+    /// Whether a gap is one of what was read: of a spool each is, of what a sink got those that it lacks itself.
     fn is_ours(&self, gap: &Gap) -> bool {
-        !self.stream.exported || gap.sink.is_none_or(|sink| sink == Sink::Otlp)
+        gap.sink.is_none_or(|sink| self.stream.sinks.iter().all(|read| *read == sink))
     }
 
     /// Which numbers are missing between these two.
@@ -385,8 +385,13 @@ pub(crate) fn judge(
     let sealed = good.last().map_or(0, |(_, seal)| seal.last);
     let proven = judge.prove(&pieces, sealed);
     let present = judge.there.last().map_or(0, |(_, last)| *last);
+    let bare = std::mem::take(&mut judge.stream.bare);
     let last = present.max(good.last().map_or(0, |(number, _)| *number));
-    let begins = judge.stream.begins.filter(|_| !judge.stream.exported).unwrap_or(1);
+    let last = bare.values().fold(last, |last, bare| last.max(bare.last));
+    let begins = judge.stream.begins.filter(|_| judge.stream.sinks.is_empty()).unwrap_or(1);
+    for (why, Bare { messages, first, last }) in bare {
+        judge.find(Integrity::Unproven, first, last, format!("{messages} messages carry no evidence: {why}"));
+    }
     if let Some(identity) = &identity {
         for (own, number) in std::mem::take(&mut judge.stream.own) {
             if own != identity.as_str() {

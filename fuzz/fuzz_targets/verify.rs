@@ -1,4 +1,4 @@
-//! Lines of OTLP JSON, and bytes that should be a kept checkpoint: whatever comes, there is a verdict or an error, and nothing
+//! Lines of OTLP JSON or of syslog messages, and bytes that should be a kept checkpoint: whatever comes, there is a verdict or an error, and nothing
 //! is proven without a checkpoint that counts.
 
 #![no_main]

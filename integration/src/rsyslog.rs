@@ -1,7 +1,12 @@
 //! A real rsyslog as a program of its own: its configuration, files and port are the test's, and the system's service is
-//! not touched. It writes every message as it came, one a line.
+//! not touched. It writes every message as it came, one a line, and beside that in the format that its users choose for RFC 5424.
 
-use std::{net::SocketAddr, path::PathBuf, process::Command, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
@@ -48,6 +53,7 @@ impl Certificates {
 pub struct Rsyslog {
     process: Process,
     file: PathBuf,
+    formatted: PathBuf,
 }
 
 impl Rsyslog {
@@ -62,7 +68,7 @@ impl Rsyslog {
         address: SocketAddr,
         tls: Option<&Certificates>,
     ) -> Result<Self> {
-        let file = directory.path().join("syslog.log");
+        let (file, formatted) = (directory.path().join("syslog.log"), directory.path().join("syslog-formatted.log"));
         let (mut global, mut module) = (String::new(), String::new());
         if let Some(certificates) = tls {
             let (chain, key) = (certificates.server.0.display(), certificates.server.1.display());
@@ -79,11 +85,13 @@ impl Rsyslog {
              module(load=\"imtcp\" {module})\n\
              template(name=\"raw\" type=\"string\" string=\"%rawmsg%\\n\")\n\
              input(type=\"imtcp\" address=\"{1}\" port=\"{2}\")\n\
+             action(type=\"omfile\" file=\"{4}\" template=\"RSYSLOG_SyslogProtocol23Format\")\n\
              action(type=\"omfile\" file=\"{3}\" template=\"raw\")\n",
             directory.path().display(),
             address.ip(),
             address.port(),
-            file.display()
+            file.display(),
+            formatted.display()
         );
         let config = directory.write("rsyslog.conf", &config)?;
         command.arg("-n").arg("-f").arg(config).arg("-i").arg(directory.path().join("rsyslog.pid"));
@@ -96,7 +104,7 @@ impl Rsyslog {
             Ok(sockets.contains(&port).then_some(()))
         })
         .context("rsyslog does not start (Debian packages rsyslog and rsyslog-openssl)")?;
-        Ok(Self { process, file })
+        Ok(Self { process, file, formatted })
     }
 
     /// Ends it without a warning.
@@ -111,6 +119,11 @@ impl Rsyslog {
     /// Bytes that it has written.
     pub fn written(&self) -> u64 {
         std::fs::metadata(&self.file).map_or(0, |found| found.len())
+    }
+
+    /// What it writes in its own format `RSYSLOG_SyslogProtocol23Format`.
+    pub fn formatted(&self) -> &Path {
+        &self.formatted
     }
 
     /// Everything that it has written; nothing before the first message.

@@ -5,18 +5,19 @@
 use std::{
     collections::BTreeMap,
     net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
     process::Command,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use export::{Batch, Sender, Spooled, syslog};
+use export::{Batch, Sealing, Sender, Spooled, syslog};
 use integration::{
-    DEADLINE, Stage,
+    DEADLINE, Stage, judge,
     rsyslog::{Certificates, Rsyslog, values},
 };
 use record::{Event, EventName, Severity, UidSource, Value, key};
-use serde_json::json;
+use serde_json::{Value as Json, json};
 use testkit::{LINK_IPV4, RunDir, Settings, binaries, until};
 
 const RECORDS: usize = 100_000;
@@ -31,8 +32,8 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64
 }
 
-/// Opens the spool of this run for syslog alone.
-fn spooled(directory: &RunDir) -> (Sender, Spooled) {
+/// Opens the spool of this run for syslog alone, and gives its stream, too.
+fn sealed(directory: &RunDir, sealing: Option<Sealing>) -> (Sender, Spooled, String) {
     let config = spool::Config {
         max_bytes: 256 << 20,
         max_age: Duration::from_secs(3600),
@@ -43,11 +44,89 @@ fn spooled(directory: &RunDir) -> (Sender, Spooled) {
     };
     let disk = Arc::new(spool::Disk::open(&directory.path().join("spool")).unwrap());
     let (spool, readers, _) = spool::Spool::open_for(&[spool::Sink::Syslog], disk, config, now()).unwrap();
+    let stream = spool.stream().iter().map(|byte| format!("{byte:02x}")).collect();
     let (sender, receiver) = export::queue(8 << 20);
-    (sender, Spooled::spawn_all(receiver, spool, readers, config.sync, None).unwrap().remove(0))
+    (sender, Spooled::spawn_all(receiver, spool, readers, config.sync, sealing).unwrap().remove(0), stream)
+}
+
+fn spooled(directory: &RunDir) -> (Sender, Spooled) {
+    let (sender, spooled, _) = sealed(directory, None);
+    (sender, spooled)
+}
+
+/// What seals a stream as the workload `id`, and the roots that vouch for it.
+fn sealing(directory: &RunDir, id: &str) -> (PathBuf, Sealing) {
+    let (roots, credentials) = integration::pki::workload(id).unwrap();
+    let sign = move |message: &[u8]| {
+        let chain = credentials.certified_key.cert.iter().map(|der| der.to_vec()).collect();
+        Some(spool::Signed { signature: credentials.sign(message)?, chain })
+    };
+    let sealing = Sealing { interval: Duration::from_secs(1), sign: Box::new(sign) };
+    (directory.write("roots.pem", &roots).unwrap(), sealing)
+}
+
+/// What `picket verify` says: its exit code, and both verdicts about each stream with the numbers of the first findings.
+fn verify(roots: &Path, arguments: &[&Path]) -> (i32, Vec<(String, String, u64, u64)>, String) {
+    let mut command = Command::new(binaries().unwrap().join("picket"));
+    let output = command.args(["verify", "-o", "json", "--trust-bundle"]).arg(roots).args(arguments).output().unwrap();
+    let json: Json = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
+    let verdict = |stream: &Json| {
+        let word = |name: &str| stream[name].as_str().unwrap().to_owned();
+        let first = |name: &str| stream[name][0]["first"].as_u64().unwrap_or(0);
+        (word("integrity"), word("completeness"), first("integrityFindings"), first("completenessFindings"))
+    };
+    let verdicts = json["streams"].as_array().unwrap().iter().map(verdict).collect();
+    (output.status.code().unwrap(), verdicts, format!("{json:#}"))
+}
+
+fn verdict(integrity: &str, completeness: &str, first: u64, missing: u64) -> (String, String, u64, u64) {
+    (integrity.to_owned(), completeness.to_owned(), first, missing)
+}
+
+/// Deletes, changes and cuts what was written of one whole stream, whose spool is in the directory, too.
+fn tamper(directory: &RunDir, roots: &Path, text: &str) {
+    let number = |line: &str| values(line, "sequence")[0].parse::<u64>().unwrap();
+    let judge = |line: &dyn Fn(&str) -> Option<String>, more: &[&Path]| {
+        let changed: String = text.lines().filter_map(|of| line(of).map(|line| line + "\n")).collect();
+        assert_ne!(changed, text);
+        let file = directory.write("tampered.log", &changed).unwrap();
+        verify(roots, &[&[file.as_path()], more].concat())
+    };
+    const MIDDLE: u64 = RECORDS as u64 * 3 / 4;
+    let of_middle = |line: &str, change: &dyn Fn(&str) -> String| {
+        Some(if number(line) == MIDDLE { change(line) } else { line.to_owned() })
+    };
+    let (code, found, said) = judge(&|line| (number(line) != MIDDLE).then(|| line.to_owned()), &[]);
+    assert_eq!(
+        (code, found[0].0.as_str(), found[0].1.as_str(), found[0].3),
+        (1, "unproven", "incomplete", MIDDLE),
+        "{said}"
+    );
+    // One byte of what people read, then one of the record's bytes.
+    let (code, found, said) = judge(&|line| of_middle(line, &|line| line.replacen("/with", "/wiph", 1)), &[]);
+    assert_eq!((code, &found[0]), (1, &verdict("broken", "complete", MIDDLE, 0)), "{said}");
+    let (code, found, said) = judge(&|line| of_middle(line, &of_base64), &[]);
+    assert_eq!((code, found[0].0.as_str()), (1, "broken"), "{said}");
+    assert!((1..=MIDDLE).contains(&found[0].2), "{said}");
+    // Without its tail, which the checkpoint that was kept outside knows of.
+    let last = text.lines().map(number).max().unwrap();
+    let checkpoint = directory.path().join("spool/checkpoint");
+    let cut = |line: &str| (number(line) < last - 3).then(|| line.to_owned());
+    let (code, found, said) = judge(&cut, &[Path::new("--checkpoint"), &checkpoint]);
+    assert_eq!((code, found[0].1.as_str(), found[0].3), (1, "incomplete", last - 3), "{said}");
+}
+
+/// The message with another letter in the middle of its record's bytes.
+fn of_base64(line: &str) -> String {
+    let begin = line.find(" otlp=\"").unwrap() + 7;
+    let at = begin + (line[begin..].find('"').unwrap()) / 2;
+    let other = if &line[at..=at] == "A" { "B" } else { "A" };
+    format!("{}{other}{}", &line[..at], &line[at + 1..])
 }
 
 fn config(address: SocketAddr, tls: Option<&Certificates>, settle: Duration) -> syslog::Config {
+    // Of the tests that do not verify.
+    let stream = "00ff".to_owned();
     let scheme = if tls.is_some() { "tls" } else { "tcp" };
     syslog::Config {
         endpoint: format!("{scheme}://{address}"),
@@ -63,7 +142,8 @@ fn config(address: SocketAddr, tls: Option<&Certificates>, settle: Duration) -> 
             process_id: std::process::id(),
             enterprise_number: 32473,
             message_bytes_max: 8192,
-            resource: vec![(key::STREAM.to_owned(), "00ff".to_owned())],
+            resource: vec![(key::STREAM.to_owned(), stream)],
+            evidence: false,
         },
     }
 }
@@ -116,9 +196,12 @@ fn a_hundred_thousand_records_arrive_over_tls_though_the_server_is_killed() {
     let certificates = Certificates::new(&directory, address).unwrap();
     let start = || Rsyslog::start(&directory, Command::new("rsyslogd"), address, Some(&certificates)).unwrap();
     let first = start();
-    let (sender, spooled) = spooled(&directory);
+    let (roots, sealing) = sealing(&directory, judge::CLIENT);
+    let (sender, spooled, stream) = sealed(&directory, Some(sealing));
     let counters = Arc::clone(spooled.counters());
-    let delivery = deliver(config(address, Some(&certificates), Duration::from_secs(2)), spooled);
+    let mut proven = config(address, Some(&certificates), Duration::from_secs(2));
+    (proven.format.evidence, proven.format.resource) = (true, vec![(key::STREAM.to_owned(), stream)]);
+    let delivery = deliver(proven, spooled);
     let mut uids = send(&sender, RECORDS / 2);
     until("a part of the records at the server", DEADLINE, || Ok((first.written() > 4 << 20).then_some(()))).unwrap();
     // In the middle of what it gets, with what it has read and not written.
@@ -130,6 +213,12 @@ fn a_hundred_thousand_records_arrive_over_tls_though_the_server_is_killed() {
     delivery.join().unwrap();
     until("the last record in the file", DEADLINE, || {
         Ok(second.text()?.contains(uids.last().unwrap().as_str()).then_some(()))
+    })
+    .unwrap();
+    let formatted = until("the last checkpoint in the other file", DEADLINE, || {
+        let text = String::from_utf8(std::fs::read(second.formatted())?)?;
+        let last = text.lines().last().is_some_and(|line| line.contains(" picket.checkpoint [picket@32473 "));
+        Ok((last && text.ends_with('\n')).then_some(text))
     })
     .unwrap();
     let text = second.text().unwrap();
@@ -146,6 +235,17 @@ fn a_hundred_thousand_records_arrive_over_tls_though_the_server_is_killed() {
     let before = second.written();
     deliver(config(address, Some(&certificates), Duration::from_secs(2)), spooled).join().unwrap();
     assert_eq!(second.written(), before);
+    // And what it wrote is proven; a piece that it had written when it was killed does no harm.
+    let (code, found, said) = verify(&roots, &[second.formatted()]);
+    assert_eq!((code, found), (0, vec![verdict("intact", "complete", 0, 0)]), "{said}");
+    tamper(&directory, &roots, &whole(&formatted));
+}
+
+/// Without the piece of a message that a server had written when it was killed.
+fn whole(text: &str) -> String {
+    let message =
+        |line: &str| line.rfind("<134>1 ").or_else(|| line.rfind("<132>1 ")).map(|at| line[at..].to_owned() + "\n");
+    text.lines().filter_map(message).collect()
 }
 
 #[test]
@@ -172,7 +272,8 @@ fn without_a_certificate_of_its_own_nobody_is_let_in_and_nothing_is_lost() {
 #[test]
 fn a_mesh_tells_the_collector_and_the_syslog_server_the_same() {
     let address = SocketAddr::from((LINK_IPV4, 601));
-    let syslog = json!({ "endpoint": format!("tcp://{address}"), "settle": "1s", "facility": "audit" });
+    let syslog =
+        json!({ "endpoint": format!("tcp://{address}"), "settle": "1s", "facility": "audit", "evidence": true });
     let settings = Settings {
         spool: Some(json!({ "minFreeBytes": "1MiB" })),
         proxy: vec![("syslog", syslog)],
@@ -221,6 +322,18 @@ fn a_mesh_tells_the_collector_and_the_syslog_server_the_same() {
         Ok((uids.len() == 2 && uids.iter().all(|uid| text.contains(uid))).then_some(()))
     })
     .unwrap();
+    // What rsyslog wrote of them is proven, too, until somebody gives each proxy the other's stream.
+    let (roots, intact) = (stage.mesh.trust_bundle(), verdict("intact", "complete", 0, 0));
+    let proven = || Ok((verify(&roots, &[server.formatted()]).0 == 0).then_some(()));
+    until("all records in its other file", DEADLINE, proven).unwrap();
+    let (_, found, said) = verify(&roots, &[server.formatted()]);
+    assert_eq!(found, [intact.clone(), intact], "{said}");
+    let formatted = std::fs::read_to_string(server.formatted()).unwrap();
+    let ids: Vec<_> = streams.iter().collect();
+    let swapped = formatted.replace(*ids[0], "SWAP").replace(*ids[1], ids[0]).replace("SWAP", ids[1]);
+    let file = stage.mesh.directory.write("swapped.log", &swapped).unwrap();
+    let (code, found, said) = verify(&roots, &[&file]);
+    assert!(code == 1 && found.len() == 2 && found.iter().all(|found| found.0 == "broken"), "{said}");
     for pod in ["client", "server"] {
         let mut verify = Command::new(binaries().unwrap().join("picket"));
         verify.args(["verify", "-o", "json", "--trust-bundle"]).arg(stage.mesh.trust_bundle());

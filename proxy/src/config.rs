@@ -392,6 +392,9 @@ mod tests {
         let spool = "spool: {dir: /s}\n";
         let syslog = with(&format!("{spool}syslog: {{endpoint: 'tcp://s:601'}}\n")).unwrap().syslog.unwrap();
         assert_eq!((syslog.facility, syslog.enterprise_number, syslog.message_bytes_max), (16, 32473, 8192));
+        assert!(!syslog.evidence && !syslog.delivery(Vec::new()).format.evidence);
+        let proven = with(&format!("{spool}syslog: {{endpoint: 'tcp://s:601', evidence: true}}\n")).unwrap();
+        assert!(proven.syslog.unwrap().delivery(Vec::new()).format.evidence);
         for (more, path) in [
             ("syslog: {endpoint: 'tcp://s:601'}\n".to_owned(), "syslog"),
             (format!("{spool}syslog: {{endpoint: 's:601'}}\n"), "syslog.endpoint"),

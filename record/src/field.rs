@@ -53,6 +53,18 @@ pub fn contents(mut fields: &[u8]) -> impl Iterator<Item = Result<&[u8], Malform
     })
 }
 
+/// Appends a record, given as its field's content, as the finished field that it is the content of.
+///
+/// # Errors
+/// When it would be longer than [`BYTES_MAX`]; `out` is as before then.
+pub fn append(out: &mut Vec<u8>, content: &[u8]) -> Result<(), Malformed> {
+    if content.len() + 4 > BYTES_MAX {
+        return Err(Malformed);
+    }
+    otlp::record_field(out, |out| out.extend_from_slice(content));
+    Ok(())
+}
+
 /// Appends a record, given as its field's content, as a finished field that carries `sequence`.
 ///
 /// # Errors

@@ -19,6 +19,7 @@ mod event;
 pub mod field;
 pub mod line;
 pub mod rebuild;
+pub mod structured;
 
 pub use captured::{CAPTURED_BYTES_MAX, Captured};
 pub use code::{Code, Side, Step};

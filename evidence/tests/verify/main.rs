@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests may fail like tests")]
 
 mod sinks;
+mod syslog;
 
 use std::{
     collections::BTreeMap,

@@ -62,6 +62,7 @@ fn config(address: SocketAddr) -> Config {
         enterprise_number: 32473,
         message_bytes_max: 8192,
         resource: Vec::new(),
+        evidence: false,
     };
     let (roots, certificate, timeout) = (None, None, Duration::from_secs(5));
     let (settle, away_after) = (Duration::from_secs(3600), Duration::from_millis(600));

@@ -1,16 +1,19 @@
 //! Records as syslog messages: RFC 5424 with structured data, each with the octet count in front (RFC 6587 3.4.1).
 //!
 //! Promises: a message is never longer than the limit, and is a valid one whatever values hold; uid, number and stream
-//! are whole in each. What does not fit is cut or left out, and `truncated` says so.
+//! are whole in each. What does not fit is cut or left out, and `truncated` says so. Where the record's own bytes are in
+//! it, parameters and text are each there as a whole or not at all, so that they can be held against them.
 
 use std::io::Write as _;
 
-use record::{key, line};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use record::{
+    line,
+    structured::{self, TRUNCATED, cut, parameter, severity},
+};
 
-/// The most that names of parameters may have (RFC 5424 section 6, `SD-NAME`).
-const NAME_BYTES_MAX: usize = 32;
-/// What is written last when something was cut.
-const TRUNCATED: &[u8] = b" truncated=\"true\"";
+/// What uid and number of a record take at most, as parameters.
+const VITAL_BYTES_MAX: usize = 80;
 /// Says that the text is UTF-8 (RFC 5424 section 6.4).
 const BOM: &[u8] = "\u{feff}".as_bytes();
 
@@ -31,6 +34,8 @@ pub struct Format {
     pub message_bytes_max: usize,
     /// Attributes of the resource.
     pub resource: Vec<(String, String)>,
+    /// Whether each message holds the bytes of its record, too, by which it can be verified.
+    pub evidence: bool,
 }
 
 /// Makes messages.
@@ -44,6 +49,10 @@ pub(super) struct Encoder {
     /// The element of the resource.
     resource: Vec<u8>,
     limit: usize,
+    /// The beginning of the element with a record's own bytes, where they are wanted.
+    evidence: Option<String>,
+    /// That element, as a whole; empty without one.
+    proof: String,
     message: Vec<u8>,
     text: Vec<u8>,
 }
@@ -67,6 +76,8 @@ impl Encoder {
             element: format!("[picket@{number}").into_bytes(),
             resource: if format.resource.is_empty() { Vec::new() } else { resource },
             limit,
+            evidence: format.evidence.then(|| format!("[record@{number}")),
+            proof: String::new(),
             message: Vec::new(),
             text: Vec::new(),
         }
@@ -83,37 +94,57 @@ impl Encoder {
         self.message.extend_from_slice(&self.origin);
         self.message.extend_from_slice(header(event, 32).as_bytes());
         self.message.push(b' ');
-        self.structured_data(record);
-        self.text(record);
+        let is_proven = self.structured_data(record);
+        self.text(record, is_proven);
         // As above.
         let _ = write!(out, "{} ", self.message.len());
         out.extend_from_slice(&self.message);
     }
 
-    fn structured_data(&mut self, record: &[u8]) {
+    /// True when the record's own bytes are there.
+    fn structured_data(&mut self, record: &[u8]) -> bool {
         self.message.extend_from_slice(&self.element);
-        let end = self.limit.saturating_sub(self.resource.len() + TRUNCATED.len() + 1);
-        let is_vital = |name: &str| name == key::LOG_RECORD_UID || name == key::SEQUENCE;
-        let vital = line::attributes(record).filter(|(name, _)| is_vital(name));
-        let rest = line::attributes(record).filter(|(name, _)| !is_vital(name));
+        let is_proven = self.prove(record);
+        let value_max = if is_proven { usize::MAX } else { self.limit / 4 };
+        let end = self.limit.saturating_sub(self.resource.len() + self.proof.len() + TRUNCATED.len() + 1);
         let mut whole = true;
-        for (name, value) in vital.chain(rest) {
-            whole &= parameter(name, value, self.limit / 4, end, &mut self.message);
+        for (name, value) in structured::attributes(record) {
+            whole &= parameter(name, value, value_max, end, &mut self.message);
         }
         if !whole {
             self.message.extend_from_slice(TRUNCATED);
         }
         self.message.push(b']');
         self.message.extend_from_slice(&self.resource);
+        self.message.extend_from_slice(self.proof.as_bytes());
+        is_proven
     }
 
-    /// The line for people, as far as it fits: it says nothing that the structured data does not say.
-    fn text(&mut self, record: &[u8]) {
+    /// Makes the element with the record's own bytes, if they are wanted; true when they are in it.
+    fn prove(&mut self, record: &[u8]) -> bool {
+        self.proof.clear();
+        let Some(begin) = &self.evidence else { return false };
+        self.proof.push_str(begin);
+        let others = self.message.len() + VITAL_BYTES_MAX + TRUNCATED.len() + 1 + self.resource.len();
+        let own = begin.len() + " otlp=\"\"]".len() + record.len().div_ceil(3) * 4;
+        let fits = others + own <= self.limit;
+        if fits {
+            self.proof.push_str(" otlp=\"");
+            STANDARD.encode_string(record, &mut self.proof);
+            self.proof.push_str("\"]");
+        } else {
+            self.proof.push_str(" left_out=\"true\"]");
+        }
+        fits
+    }
+
+    /// The line for people, as far as it fits, or only as a whole: it says nothing that the structured data does not say.
+    fn text(&mut self, record: &[u8], whole: bool) {
         self.text.clear();
         line::summary(record, &mut self.text);
         let text = std::str::from_utf8(&self.text).unwrap_or_default().trim_ascii_start();
         let room = self.limit.saturating_sub(self.message.len() + 1 + BOM.len());
-        let text = cut(text, room);
+        let text = if whole && text.len() > room { "" } else { cut(text, room) };
         if !text.is_empty() {
             self.message.push(b' ');
             self.message.extend_from_slice(BOM);
@@ -122,83 +153,10 @@ impl Encoder {
     }
 }
 
-/// At most `max` bytes of the text, up to the border of a character.
-fn cut(text: &str, max: usize) -> &str {
-    let end = (0..=max.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
-    &text[..end.unwrap_or(0)]
-}
-
-/// The severity of syslog for one of OpenTelemetry (Logs Data Model, appendix B), 0 to 7.
-fn severity(number: u64) -> u32 {
-    match number {
-        0..=8 => 7,
-        9 => 6,
-        10..=12 => 5,
-        13..=16 => 4,
-        17 => 3,
-        18 => 2,
-        19..=20 => 1,
-        21.. => 0,
-    }
-}
-
 /// A field of the header: printable ASCII, or `-` when there is nothing.
 fn header(text: &str, max: usize) -> String {
     let text: String = text.chars().take(max).map(|c| if c.is_ascii_graphic() { c } else { '_' }).collect();
     if text.is_empty() { "-".to_owned() } else { text }
-}
-
-/// The name of an attribute in structured data: without `picket.`, which the element says already, and at most 32
-/// characters, none of them `=`, `]` or `"`. A request's header is `header.NAME`, an answer's `answer.NAME`.
-fn name(of: &str) -> impl Iterator<Item = u8> {
-    let of = if of.is_empty() { "_" } else { of.strip_prefix("picket.").unwrap_or(of) };
-    let of = of.strip_prefix("http.request.").filter(|rest| rest.starts_with("header.")).unwrap_or(of);
-    let (prefix, of) = match of.strip_prefix(key::HTTP_RESPONSE_HEADER) {
-        Some(rest) => ("answer.", rest),
-        None => ("", of),
-    };
-    let legal = |c: u8| if c.is_ascii_graphic() && !matches!(c, b'=' | b']' | b'"') { c } else { b'_' };
-    prefix.bytes().chain(of.bytes()).take(NAME_BYTES_MAX).map(legal)
-}
-
-/// Appends one parameter, its value cut at `value_max` bytes, unless it would go past `end`; true when it is there as a whole.
-fn parameter(of: &str, value: line::Attribute<'_>, value_max: usize, end: usize, out: &mut Vec<u8>) -> bool {
-    let before = out.len();
-    out.push(b' ');
-    out.extend(name(of));
-    out.extend_from_slice(b"=\"");
-    let mut whole = true;
-    // Writing to a Vec cannot fail.
-    let _ = match value {
-        line::Attribute::Text(text) => {
-            let cut = cut(text, value_max);
-            whole = cut.len() == text.len();
-            escape(cut, out);
-            Ok(())
-        }
-        line::Attribute::Int(number) => write!(out, "{number}"),
-        line::Attribute::Double(number) => write!(out, "{number}"),
-        line::Attribute::Bool(truth) => write!(out, "{truth}"),
-    };
-    out.push(b'"');
-    let fits = out.len() <= end;
-    if !fits {
-        out.truncate(before);
-    }
-    whole && fits
-}
-
-/// Appends a value with `"`, `\` and `]` escaped (RFC 5424 section 6.3.3). Control characters, which receivers treat each in
-/// their own way, are written as `\\u000a`.
-fn escape(text: &str, out: &mut Vec<u8>) {
-    for c in text.chars() {
-        // Writing to a Vec cannot fail.
-        let _ = match c {
-            '"' | '\\' | ']' => write!(out, "\\{c}"),
-            c if c.is_control() => write!(out, "\\\\u{:04x}", c as u32),
-            c => write!(out, "{c}"),
-        };
-    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use proptest::{collection::vec, prelude::*};
-use record::{Event, EventName, Severity, UidSource, Value, field};
+use record::{
+    Event, EventName, Severity, UidSource, Value, field, key,
+    structured::{NAME_BYTES_MAX, name},
+};
 
 use super::*;
 
@@ -120,6 +123,7 @@ fn format(limit: usize) -> Format {
         enterprise_number: 32473,
         message_bytes_max: limit,
         resource: vec![("k8s.pod.name".to_owned(), "web-1".to_owned())],
+        evidence: false,
     }
 }
 
@@ -194,5 +198,65 @@ proptest! {
         let left_out = data.len() < values.len() + 2;
         let is_cut = data.last().is_some_and(|(name, _)| name == "truncated");
         prop_assert!(is_cut || !left_out, "what is left out is said");
+    }
+}
+
+#[test]
+fn the_bytes_of_a_record_go_before_what_people_read_and_what_is_left_out_is_said() {
+    let format = Format { evidence: true, ..format(8192) };
+    let long = "l".repeat(900);
+    let with = |count: usize| {
+        let names: Vec<String> = (0..count).map(|nth| format!("a{nth}")).collect();
+        let mut values: Vec<_> = names.iter().map(|name| (name.as_str(), Value::Text(&long))).collect();
+        values.push(("b", Value::Int(1)));
+        message(&format, &record(&values, Severity::Info))
+    };
+    let names = |of: &Message| of.data["picket@32473"].iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    // All of it, and the text; then without the text, and without one parameter; then without the bytes.
+    let found = with(2);
+    assert_eq!(names(&found), ["log.record.uid", "sequence", "a0", "a1", "b"]);
+    assert!(found.data["record@32473"][0].1.len() > 2400 && found.text.is_some());
+    let found = with(4);
+    assert_eq!(names(&found), ["log.record.uid", "sequence", "a0", "a1", "a2", "b", "truncated"]);
+    assert_eq!((found.data["record@32473"][0].0.as_str(), found.text), ("otlp", None));
+    let found = with(7);
+    assert_eq!(found.data["record@32473"], [("left_out".to_owned(), "true".to_owned())]);
+    assert_eq!(names(&found).len(), 2 + 7 + 1);
+}
+
+proptest! {
+    #[test]
+    fn whatever_values_hold_the_record_comes_back_and_what_people_read_agrees(
+        values in vec(("[ -~é]{0,60}", "(?s).{0,200}"), 0..30),
+        number in any::<u64>(),
+        limit in 2048usize..9000,
+    ) {
+        let mut attributes: Vec<_> = values.iter().map(|(name, value)| (name.as_str(), Value::Text(value))).collect();
+        attributes.extend([("n", Value::Int(number)), ("t", Value::Bool(number % 2 == 0))]);
+        let format = Format { evidence: true, ..format(limit) };
+        let fields = record(&attributes, Severity::Info);
+        let content = field::contents(&fields).next().unwrap().unwrap();
+        let mut out = Vec::new();
+        Encoder::new(&format).frame(content, &mut out);
+        let text = unframe(&out);
+        let found = parse(text);
+        prop_assert!(text.len() <= limit);
+        let (name, value) = &found.data["record@32473"][0];
+        if name == "left_out" {
+            // There was no room, indeed: with them, uid and number it would not have fitted.
+            prop_assert!(content.len() * 4 / 3 + 400 > limit);
+            return Ok(());
+        }
+        let mut again = Vec::new();
+        field::append(&mut again, &STANDARD.decode(value).unwrap()).unwrap();
+        prop_assert_eq!(&again, &fields);
+        let (_, said) = text.split_once("[picket@32473").unwrap();
+        let (said, _) = said.split_once("][resource@32473 ").unwrap();
+        prop_assert!(structured::agrees(content, said.as_bytes(), &mut Vec::new()), "{}", said);
+        if let Some(text) = found.text {
+            let mut summary = Vec::new();
+            line::summary(content, &mut summary);
+            prop_assert_eq!(text.as_bytes(), summary.trim_ascii_start());
+        }
     }
 }

@@ -56,6 +56,8 @@ pub struct Syslog {
     pub enterprise_number: u32,
     /// Bytes of one message at most.
     pub message_bytes_max: u64,
+    /// Whether messages hold the bytes of their records, too, for `picket verify`.
+    pub evidence: bool,
     /// Name of the machine or the pod in messages; without it the system's.
     pub host_name: Option<String>,
 }
@@ -86,6 +88,7 @@ impl Syslog {
             facility: section.one_of("facility", &FACILITIES, 16),
             enterprise_number: section.default("enterpriseNumber", 32473),
             message_bytes_max: bytes.unwrap_or(8192),
+            evidence: section.default("evidence", false),
             host_name: section.optional("hostName"),
             endpoint: endpoint?,
         })
@@ -100,6 +103,7 @@ impl Syslog {
             "facility": super::print::word(&FACILITIES, self.facility),
             "enterpriseNumber": self.enterprise_number,
             "messageBytes": self.message_bytes_max,
+            "evidence": self.evidence,
         });
         let texts = [("hostName", self.host_name.as_ref())];
         let paths = [("roots", &self.roots), ("certificate", &self.certificate), ("privateKey", &self.private_key)];
@@ -131,6 +135,7 @@ impl Syslog {
                 enterprise_number: self.enterprise_number,
                 message_bytes_max: self.message_bytes_max as usize,
                 resource,
+                evidence: self.evidence,
             },
         }
     }
