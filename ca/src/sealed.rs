@@ -50,6 +50,9 @@ pub enum SealError {
     /// Not application data inside.
     #[error("a record that holds {0:?}")]
     Content(ContentType),
+    /// The peer has said more than was read.
+    #[error("something follows the first message")]
+    Unread,
     /// As many records as one key is good for.
     #[error("{RECORDS_MAX} records under one key")]
     Worn,
@@ -92,12 +95,15 @@ pub struct Sealed {
 }
 
 impl Sealed {
-    /// Takes over from rustls. What rustls has read and not given out is lost: the peer must have said nothing beyond what
-    /// was read, or its next record does not open.
+    /// Takes over from rustls. The peer must have said nothing beyond what was read: whole records are an error, and with a
+    /// part of one, which is lost with rustls, the next does not open.
     ///
     /// # Errors
-    /// When the suite is not one of ours, or the configuration keeps the secrets.
-    pub fn take(connection: ServerConnection) -> Result<Self, SealError> {
+    /// When more was said, the suite is not one of ours, or the configuration keeps the secrets.
+    pub fn take(mut connection: ServerConnection) -> Result<Self, SealError> {
+        if connection.process_new_packets()?.plaintext_bytes_to_read() > 0 {
+            return Err(SealError::Unread);
+        }
         let suite = connection.negotiated_cipher_suite().ok_or(SealError::Suite)?;
         Self::new(suite, connection.dangerous_extract_secrets()?)
     }

@@ -184,3 +184,17 @@ fn suites_with_short_keys_are_not_taken() {
     let (_client, server) = shaken(false);
     assert!(matches!(Sealed::take(server), Err(SealError::Suite)));
 }
+
+#[test]
+fn a_connection_with_something_unread_is_not_taken() {
+    let (mut client, mut server) = shaken(true);
+    let more = said(&mut client, b"more");
+    feed(&mut more.as_slice(), |from| server.read_tls(from));
+    // Whether rustls has opened it already or not.
+    assert!(matches!(Sealed::take(server), Err(SealError::Unread)));
+    let (mut client, mut server) = shaken(true);
+    let more = said(&mut client, b"more");
+    feed(&mut more.as_slice(), |from| server.read_tls(from));
+    server.process_new_packets().unwrap();
+    assert!(matches!(Sealed::take(server), Err(SealError::Unread)));
+}
