@@ -51,7 +51,7 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 const END_TIMEOUT: Duration = Duration::from_secs(1);
 /// A proxy speaks each [`KEEP_ALIVE`]: one of which nothing is heard for this long is gone.
 const SILENCE_MAX: Duration = KEEP_ALIVE.saturating_add(Duration::from_secs(20));
-/// Messages of one proxy within [`TICK`]. It says something about each generation, and more would be a flood.
+/// Records and messages of one proxy within [`TICK`]. It says something about each generation, and more would be a flood.
 const TALK_MAX: u32 = 5000;
 /// How often all streams look at the time: one timer for each would cost more than its keys.
 pub(crate) const TICK: Duration = Duration::from_secs(5);
@@ -188,7 +188,7 @@ pub(crate) struct Follower {
     /// The proxy has the word: until then a bundle on its way counts as not arrived.
     unanswered_until: Option<Instant>,
     silent_until: Instant,
-    /// Messages since the last look at the time.
+    /// Records and messages since the last look at the time.
     talk: u32,
     /// What is here of a message that is not whole.
     input: Option<Box<Input>>,
@@ -292,6 +292,10 @@ impl Follower {
         let (mut opened, mut asked, mut heard) = (0, false, false);
         while let Some((plain, length)) = self.sealed.open(&mut input.sealed[opened..])? {
             opened += length;
+            if plain.is_empty() {
+                return Err(End::Rude("it sent an empty record"));
+            }
+            self.count()?;
             input.frames.push(plain);
             while let Some(message) = input.frames.next(SAID_BYTES_MAX)? {
                 (asked, heard) = (asked || message.is_empty(), true);

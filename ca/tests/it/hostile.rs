@@ -154,6 +154,26 @@ async fn a_flood_keeps_nobody_from_being_served() {
     until_async("only the good one is left", || (status(&socket)?.proxies.connected == 1).then_some(())).await;
 }
 
+#[tokio::test]
+async fn who_says_little_in_many_records_is_cut() {
+    let place = Place::new("hostile-records");
+    let running = place.start();
+    let store = store(&place.root());
+    let mut connection = follower(&running, &store, &place.pod_token("many")).await;
+    // A message of one field that nobody knows, a byte in each record: fewer messages than are too many.
+    let message = [length(4003).to_vec(), vec![0xfa, 0x01, 0x9f, 0x1f], vec![0; 3999]].concat();
+    let (start, mut records) = (Instant::now(), 0);
+    'cut: while start.elapsed() < Duration::from_secs(60) {
+        for byte in &message {
+            records += 1;
+            if connection.write_all(std::slice::from_ref(byte)).await.is_err() || connection.flush().await.is_err() {
+                break 'cut;
+            }
+        }
+    }
+    assert!(start.elapsed() < Duration::from_secs(60), "{records} records");
+}
+
 pub(crate) async fn who_falls_silent_is_given_up_and_who_asks_is_answered() {
     let place = Place::new("hostile-silent");
     let running = place.start();
