@@ -24,6 +24,7 @@ use time::OffsetDateTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::server::TlsStream;
 
@@ -45,8 +46,10 @@ const READ_BYTES: usize = 2 << 10;
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// A message that was begun is whole by then.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
-/// A bundle is taken by then.
-const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+/// A record is taken by then.
+const RECORD_TIMEOUT: Duration = Duration::from_secs(10);
+/// A bundle is.
+const SEND_TIMEOUT: Duration = Duration::from_secs(60);
 /// The last word is.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
 /// A proxy speaks each [`KEEP_ALIVE`]: one of which nothing is heard for this long is gone.
@@ -75,6 +78,12 @@ enum End {
     /// The program ends.
     #[error("the authority stops")]
     Stopped,
+}
+
+impl From<Elapsed> for End {
+    fn from(_: Elapsed) -> Self {
+        Self::Rude("it did not take what was sent")
+    }
 }
 
 impl From<TooLong> for End {
@@ -270,12 +279,12 @@ impl Follower {
         let Self { socket, sealed, .. } = self;
         let send = async {
             while plain.has_remaining() {
-                let part = plain.copy_to_bytes(plain.remaining().min(PLAIN_BYTES_MAX));
-                socket.write_all(&sealed.seal(&part)?).await?;
+                let record = sealed.seal(&plain.copy_to_bytes(plain.remaining().min(PLAIN_BYTES_MAX)))?;
+                timeout(RECORD_TIMEOUT, socket.write_all(&record)).await??;
             }
             Ok(())
         };
-        timeout(SEND_TIMEOUT, send).await.map_err(|_| End::Rude("it did not take what was sent"))?
+        timeout(SEND_TIMEOUT, send).await?
     }
 
     /// Reads once, and does what was said.
