@@ -35,6 +35,7 @@ use crate::refusal::CallError;
 use crate::sealed::{PLAIN_BYTES_MAX, SealError, Sealed};
 use crate::serve::Places;
 use crate::service::Service;
+use crate::state::State;
 
 /// A token and a status; longer tokens are refused anyway.
 const OPEN_BYTES_MAX: usize = 32 << 10;
@@ -260,15 +261,21 @@ impl Follower {
         if self.unanswered_until.is_some_and(|until| until <= now) {
             self.unanswered_until = None;
         }
-        Ok(())
+        let snapshot = self.service.trust.current();
+        // Who does not answer gets no bundle now, which is where it is looked at otherwise.
+        if snapshot.state.generation == self.sent { Ok(()) } else { self.admit_still(&snapshot.state) }
+    }
+
+    fn admit_still(&self, state: &State) -> Result<(), End> {
+        let who = self.stream.who();
+        let admitted = self.service.policy.admit_still(&who.identity, who.pod_uid.as_deref(), state);
+        Ok(admitted.map_err(CallError::from)?)
     }
 
     /// The newest bundle.
     async fn send_bundle(&mut self) -> Result<(), End> {
         let snapshot = self.service.trust.current();
-        let who = self.stream.who();
-        let admitted = self.service.policy.admit_still(&who.identity, who.pod_uid.as_deref(), &snapshot.state);
-        admitted.map_err(CallError::from)?;
+        self.admit_still(&snapshot.state)?;
         self.sent = snapshot.state.generation;
         self.unanswered_until = Some(Instant::now() + PATIENCE);
         let head = head(&snapshot.bundle, i64::try_from(unix_nanos()).unwrap_or(0));

@@ -174,6 +174,16 @@ async fn who_says_little_in_many_records_is_cut() {
     assert!(start.elapsed() < Duration::from_secs(60), "{records} records");
 }
 
+#[tokio::test]
+async fn who_is_denied_while_it_owes_an_answer_is_cut_at_once() {
+    let place = Place::new("hostile-owing");
+    let running = place.start();
+    let mut connection = follower(&running, &store(&place.root()), &place.pod_token("web-0")).await;
+    command(&place.socket("ca"), "/certs/deny", r#"{"subject":{"podUid":"uid-of-web-0"}}"#);
+    let took = until_cut(&mut connection).await;
+    assert!(took < Duration::from_secs(4), "{took:?}");
+}
+
 pub(crate) async fn who_falls_silent_is_given_up_and_who_asks_is_answered() {
     let place = Place::new("hostile-silent");
     let running = place.start();
