@@ -241,9 +241,7 @@ impl Shipper {
 
     async fn send_spooled(&mut self, spooled: &mut Spooled) {
         while let Some(mut taken) = spooled.reader.take() {
-            while let Some(fields) = spooled.signals.next_past() {
-                self.delivery.send_past(fields).await;
-            }
+            self.send_past(spooled).await;
             // Asked before reading, so that what the writer wrote last is still found.
             let ended = spooled.signals.ended.load(Relaxed);
             let bytes_max = self.delivery.bytes_max();
@@ -255,7 +253,11 @@ impl Shipper {
             let Ok((taken, chunk)) = read.await else { return };
             spooled.reader = match chunk {
                 Ok(Some(chunk)) => self.send_chunk(taken, chunk, spooled).await,
-                Ok(None) if ended => return,
+                Ok(None) if ended => {
+                    // What the writer said at its very end.
+                    self.send_past(spooled).await;
+                    return;
+                }
                 Ok(None) => {
                     spooled.signals.synced.notified().await;
                     self.delivery.calm();
@@ -267,6 +269,13 @@ impl Shipper {
                     Some(taken)
                 }
             };
+        }
+    }
+
+    /// Alerts that cannot wait for the spool.
+    async fn send_past(&mut self, spooled: &Spooled) {
+        while let Some(fields) = spooled.signals.next_past() {
+            self.delivery.send_past(fields).await;
         }
     }
 

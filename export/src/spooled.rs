@@ -167,8 +167,10 @@ impl Spooled {
         }
     }
 
-    /// Waits until there is something to read, or nothing will come any more: false then. What was given out is given out again.
-    pub(crate) async fn wait_for_records(&mut self) -> bool {
+    /// Waits until there is something to read, and says whether it had to; `None` when nothing will come any more. What was given
+    /// out is given out again.
+    pub(crate) async fn wait_for_records(&mut self) -> Option<bool> {
+        let mut waited = false;
         loop {
             let ended = self.signals.ended.load(Relaxed);
             let found = self.next_chunk(1).await.is_some();
@@ -176,9 +178,10 @@ impl Spooled {
                 reader.rewind();
             }
             if found || ended || self.reader.is_none() {
-                return found;
+                return found.then_some(waited);
             }
             self.signals.synced.notified().await;
+            waited = true;
         }
     }
 

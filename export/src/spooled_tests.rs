@@ -239,7 +239,7 @@ fn the_alert_fires_while_data_cannot_be_synced_and_segments_can_be_made() {
     stage.faults.data.store(false, SeqCst);
     stage.send_until(|_| !alerts.is_firing("spool_failing"));
     assert!(stage.lost(Reason::SyncFailed) > 0);
-    let Stage { directory, mut spooled, sender, .. } = stage;
+    let Stage { directory, spooled, sender, .. } = stage;
     drop((alerts, sender));
     spooled.join();
     std::fs::remove_dir_all(directory).unwrap();

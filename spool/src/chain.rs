@@ -77,6 +77,8 @@ impl Chain {
         if (1..=CONTEXT_BYTES_MAX).contains(&context.len()) {
             set.rotate_right(1);
             set[0].context.clear();
+            // Not up to twice as much, as a vector grows otherwise.
+            set[0].context.reserve_exact(context.len());
             set[0].context.extend_from_slice(context);
             set[0].digest = digest;
         }

@@ -102,8 +102,8 @@ impl Spool {
             recovery.missed.extend(behind_the_end(&consumers, &found_tip, whole.next, now));
         }
         let readers: Vec<_> = consumers.iter().map(|consumer| (consumer.sink, consumer.cursor.next)).collect();
-        let (unreported, damaged) = Default::default();
-        let state = State { segments, consumers, unreported, unsynced_report: None, damaged };
+        let (unreported, damaged, seen) = Default::default();
+        let state = State { segments, consumers, unreported, unsynced_report: None, damaged, seen };
         let shared = Arc::new(Shared::new(store, state, config.max_bytes));
         shared.status.bytes.store(recovery.bytes, Relaxed);
         for (sink, next) in &readers {

@@ -29,7 +29,7 @@ pub struct Damage {
     pub bytes: u64,
     /// The records that are lost with them, by their numbers; `None` when it was none that is still to be sent.
     pub records: Option<(u64, u64)>,
-    /// A gap says so already: another reader found them, this one before it went back, or a process before this one.
+    /// It was said already: another reader found them, this one before it went back, or, of records, a process before this one.
     pub is_known: bool,
 }
 
@@ -225,7 +225,8 @@ impl Reader {
         let first = first.max(self.next);
         let records = (first <= last).then_some((first, last));
         let unsaid = records.map_or_else(Vec::new, |(first, last)| self.unsaid(first, last));
-        let is_known = records.is_some() && unsaid.is_empty();
+        let is_new = self.shared.lock().sees(segment.epoch, offset);
+        let is_known = if records.is_some() { unsaid.is_empty() } else { !is_new };
         for (first, last, sink) in unsaid {
             let (since, until, records, reason) = (segment.since, segment.until, last + 1 - first, Reason::Damaged);
             self.shared.lose(Gap { first, last, records, since, until, reason, before: None, after: None, sink });

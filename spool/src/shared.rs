@@ -56,6 +56,8 @@ pub(crate) struct State {
     /// What gaps say of damage in segments that are still there, by numbers and by who lacks them; `None` as long as no reader
     /// has found any.
     pub(crate) damaged: Option<Vec<(u64, u64, Option<Sink>)>>,
+    /// Where readers have seen damage in segments that are still there, by epoch and offset.
+    pub(crate) seen: Vec<(u64, u64)>,
 }
 
 impl State {
@@ -73,6 +75,17 @@ impl State {
     pub(crate) fn said_damaged(&self, first: u64, last: u64, sink: Option<Sink>) -> u64 {
         let known = self.damaged.iter().flatten().filter(|known| known.2.is_none() || known.2 == sink);
         known.map(|known| (known.1.min(last) + 1).saturating_sub(known.0.max(first))).sum()
+    }
+
+    /// Notes damage that a reader has seen; false when it was seen before.
+    pub(crate) fn sees(&mut self, epoch: u64, offset: u64) -> bool {
+        let Self { seen, segments, .. } = self;
+        if seen.contains(&(epoch, offset)) {
+            return false;
+        }
+        seen.retain(|(epoch, _)| segments.iter().any(|segment| segment.epoch == *epoch));
+        seen.push((epoch, offset));
+        true
     }
 
     pub(crate) fn consumer(&mut self, sink: Sink) -> Option<&mut Consumer> {

@@ -43,13 +43,22 @@ struct Written {
     chunk: Chunk,
 }
 
+/// How sending over one connection ended without harm.
+#[derive(Debug)]
+pub(super) enum Fed {
+    /// Everything is delivered, and nothing more will come.
+    All,
+    /// The server ended a connection on which everything so far is delivered: it is not away.
+    Idle,
+}
+
 /// What goes on over several connections.
 pub(super) struct Delivery {
     encoder: Encoder,
     endpoint: String,
     settle: Duration,
     away_after: Duration,
-    /// Since when nothing is delivered.
+    /// Since when nothing is delivered of what waits.
     outage: Option<Instant>,
     waiting: VecDeque<Written>,
     /// Numbers below this were written once; what is sent again is not counted again.
@@ -98,13 +107,18 @@ impl Delivery {
         }
     }
 
+    /// Until now there was nothing to deliver: that is no time in which the server was away.
+    pub(super) fn had_nothing(&mut self) {
+        self.outage = self.outage.map(|_| Instant::now());
+    }
+
     /// Records that were delivered.
     pub(super) fn delivered(&self) -> u64 {
         self.delivered
     }
 
     /// Sends what the spool holds until everything is delivered and the writer has ended.
-    pub(super) async fn feed(&mut self, connection: Connection, spooled: &mut Spooled) -> Result<(), Error> {
+    pub(super) async fn feed(&mut self, connection: Connection, spooled: &mut Spooled) -> Result<Fed, Error> {
         self.waiting.clear();
         let Connection { stream, local, peer, written } = connection;
         let (from, mut to) = tokio::io::split(stream);
@@ -120,13 +134,16 @@ impl Delivery {
             let is_over = spooled.signals.ended.load(Relaxed);
             let Some(chunk) = spooled.next_chunk(CHUNK_BYTES_MAX).await else {
                 if is_over && (self.waiting.is_empty() || is_all_there(local, peer, &mut end).await?) {
-                    return self.finish(to, end, spooled).await;
+                    self.finish(to, end, spooled).await?;
+                    return Ok(Fed::All);
                 }
                 let pause = if self.waiting.is_empty() { Duration::from_secs(3600) } else { LOOK };
                 tokio::select! {
                     () = spooled.signals.synced.notified() => {}
                     () = tokio::time::sleep(pause) => {}
-                    done = &mut end => return Err(broken(done)),
+                    done = &mut end => {
+                        return if self.waiting.is_empty() { Ok(Fed::Idle) } else { Err(broken(done)) };
+                    }
                 }
                 continue;
             };

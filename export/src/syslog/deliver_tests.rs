@@ -146,3 +146,47 @@ async fn an_alert_says_once_that_the_server_is_away_and_once_that_it_is_back() {
     assert_eq!(states, [true, false], "{lines}");
     assert!(lines.lines().all(|line| line.contains(SYSLOG_AWAY) && line.contains(&endpoint)), "{lines}");
 }
+
+#[tokio::test]
+async fn an_idle_connection_that_the_server_ends_is_no_outage() {
+    let directory = Directory(std::env::temp_dir().join(format!("picket-syslog-idle-{}", std::process::id())));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (max_bytes, max_age, sync) = (1 << 20, Duration::from_secs(3600), Sync::Always);
+    let of_spool =
+        spool::Config { max_bytes, max_age, min_free_bytes: 0, sync, on_full: OnFull::DropOldest, uid_seed: 1 };
+    let now = UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
+    let disk = Arc::new(Disk::open(&directory.0).unwrap());
+    let (spool, readers, _) = Spool::open_for(&[Sink::Syslog], disk, of_spool, now).unwrap();
+    let (sender, receiver) = queue(1 << 20);
+    let mut uids = UidSource::new(3);
+    let mut batch = || {
+        let (mut fields, uid) = (Vec::new(), uids.next(1));
+        let (name, severity, attributes) = (EventName::Alert, Severity::Info, [(key::DETAIL, Value::Text("text"))]);
+        Event { uid, name, time_unix_nanos: now, severity, attributes: &attributes }.encode(&mut fields);
+        Batch { records: 1, fields: fields.into() }
+    };
+    let spooled = Spooled::spawn_all(receiver, spool, readers, sync, None).unwrap().remove(0);
+    let alerts = Arc::new(Alerts::new(Events::new(vec![queue(1 << 20).0])));
+    spooled.alert_through(&alerts);
+    let counters = Arc::clone(spooled.counters());
+    let away_after = Duration::from_secs(1);
+    let config = Config { settle: Duration::from_millis(100), away_after, ..config(listener.local_addr().unwrap()) };
+    let task = tokio::spawn(Syslog::new(config).unwrap().run(spooled, std::future::pending(), Duration::ZERO));
+    sender.send(batch()).unwrap();
+    let (mut served, _) = listener.accept().await.unwrap();
+    assert!(AsyncReadExt::read(&mut served, &mut [0; 4096]).await.unwrap() > 0);
+    while counters.acknowledged() < 1 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    drop((served, listener));
+    // There is nothing to deliver for longer than the alert waits.
+    tokio::time::sleep(2 * away_after).await;
+    assert!(!alerts.is_firing(SYSLOG_AWAY));
+    let begun = Instant::now();
+    sender.send(batch()).unwrap();
+    while !alerts.is_firing(SYSLOG_AWAY) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(begun.elapsed() >= away_after, "{:?}", begun.elapsed());
+    task.abort();
+}

@@ -16,6 +16,7 @@ use std::{path::PathBuf, time::Duration};
 
 use crate::{Spooled, backoff::Backoff};
 use connection::Target;
+use deliver::{Delivery, Fed};
 pub use encode::Format;
 
 /// How long to wait at most before the server is tried again.
@@ -97,17 +98,22 @@ impl Syslog {
 
     /// Connects again and again, until all is delivered.
     async fn send_all(&self, spooled: &mut Spooled) {
-        let mut delivery = deliver::Delivery::new(&self.config);
+        let mut delivery = Delivery::new(&self.config);
         let mut backoff = Backoff::default();
         loop {
-            if !spooled.wait_for_records().await {
-                return;
+            let Some(waited) = spooled.wait_for_records().await else { return };
+            if waited {
+                delivery.had_nothing();
             }
             let error = match self.target.connect().await {
                 Ok(connection) => {
                     let before = delivery.delivered();
                     match delivery.feed(connection, spooled).await {
-                        Ok(()) => return,
+                        Ok(Fed::All) => return,
+                        Ok(Fed::Idle) => {
+                            backoff = Backoff::default();
+                            continue;
+                        }
                         Err(error) => {
                             // One that resets every connection at once is not asked without a pause either.
                             if delivery.delivered() > before {

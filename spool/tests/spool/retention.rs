@@ -447,3 +447,22 @@ fn a_damaged_end_of_a_segment_that_goes_is_counted() {
     assert_eq!(said, [(Reason::Age, 1, 30, 30)]);
     assert_eq!(spool.status().lost(Reason::Age), 30);
 }
+
+#[test]
+fn damage_behind_the_cursor_is_said_once() {
+    let disk = Memory::new();
+    let (_spool, _collector, mut syslog) = damaged_for_both(&disk);
+    let mut fresh = 0;
+    for _ in 0..6 {
+        let chunk = syslog.next(1).unwrap().unwrap();
+        fresh += chunk.damage.iter().filter(|damage| !damage.is_known).count();
+        syslog.acknowledge(&chunk).unwrap();
+    }
+    assert_eq!(fresh, 1);
+    for _ in 0..3 {
+        syslog.rewind();
+        let chunk = syslog.next(1).unwrap().unwrap();
+        let said: Vec<_> = chunk.damage.iter().map(|damage| (damage.records, damage.is_known)).collect();
+        assert_eq!(said, [(None, true)]);
+    }
+}
