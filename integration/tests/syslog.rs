@@ -65,8 +65,11 @@ fn sealing(directory: &RunDir, id: &str) -> (PathBuf, Sealing) {
     (directory.write("roots.pem", &roots).unwrap(), sealing)
 }
 
+/// Integrity, completeness, and the first number that each has something to say about.
+type Verdict = (String, String, u64, u64);
+
 /// What `picket verify` says: its exit code, and both verdicts about each stream with the numbers of the first findings.
-fn verify(roots: &Path, arguments: &[&Path]) -> (i32, Vec<(String, String, u64, u64)>, String) {
+fn verify(roots: &Path, arguments: &[&Path]) -> (i32, Vec<Verdict>, String) {
     let mut command = Command::new(binaries().unwrap().join("picket"));
     let output = command.args(["verify", "-o", "json", "--trust-bundle"]).arg(roots).args(arguments).output().unwrap();
     let json: Json = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
@@ -79,7 +82,7 @@ fn verify(roots: &Path, arguments: &[&Path]) -> (i32, Vec<(String, String, u64, 
     (output.status.code().unwrap(), verdicts, format!("{json:#}"))
 }
 
-fn verdict(integrity: &str, completeness: &str, first: u64, missing: u64) -> (String, String, u64, u64) {
+fn verdict(integrity: &str, completeness: &str, first: u64, missing: u64) -> Verdict {
     (integrity.to_owned(), completeness.to_owned(), first, missing)
 }
 
