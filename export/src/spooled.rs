@@ -366,7 +366,7 @@ impl Writer {
                 );
                 alerts.fire(SPOOL_FAILING, Severity::Warn, &detail);
             }
-            None => alerts.resolve(SPOOL_FAILING, "the spool takes records again; gap records say what was lost"),
+            None => alerts.resolve(SPOOL_FAILING, "the spool is written again; gap records say what was lost"),
         }
     }
 

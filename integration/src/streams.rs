@@ -46,7 +46,11 @@ impl Streams {
     /// With a record that has no stream, number or uid, with one number that is two records, or one record that has two.
     pub fn take(&mut self, received: &[Record]) -> Result<()> {
         for record in received {
-            let stream = record.resource_text(key::STREAM).context("the resource names no stream")?;
+            let Some(stream) = record.resource_text(key::STREAM) else {
+                // An alert that the spool could not take came past it.
+                ensure!(record.event() == "picket.alert", "the resource names no stream: {record}");
+                continue;
+            };
             if !self.0.contains_key(stream) {
                 self.0.insert(stream.to_owned(), Stream::default());
             }
