@@ -180,3 +180,26 @@ pub enum Event {
         differences: Vec<Difference>,
     },
 }
+
+/// A value for people, in whatever [`Kind::unit`]: three digits that count, and whole numbers whole.
+pub fn digits(value: f64) -> String {
+    let size = value.abs();
+    if size == 0.0 || !size.is_finite() {
+        return "0".to_owned();
+    }
+    let behind = (2 - size.log10().floor() as i32).clamp(0, 9);
+    format!("{value:.*}", usize::try_from(behind).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_three_digits_that_count() {
+        let cases = [(0.0, "0"), (0.000_281_4, "0.000281"), (0.123_4, "0.123"), (12.34, "12.3"), (4321.0, "4321")];
+        for (value, text) in cases {
+            assert_eq!(digits(value), text);
+        }
+    }
+}

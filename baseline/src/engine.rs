@@ -244,7 +244,7 @@ impl Engine {
             shift(&mut edge.last);
         }
         for open in &mut self.open {
-            shift(&mut open.lasts);
+            shift(&mut open.since);
             shift(&mut open.seen);
         }
     }
@@ -431,8 +431,8 @@ impl Engine {
 
     /// A peer that has been away for so long that this is normal now.
     fn is_gone_for_good(&self, open: &Open) -> bool {
-        let pinned = open.edges.iter().any(|(slot, _)| self.edges[*slot].pinned);
-        let lasted = self.block.saturating_sub(open.lasts) >= self.limits.adopt_ms;
+        let pinned = open.parts.iter().any(|part| self.edges[part.slot].pinned);
+        let lasted = self.block.saturating_sub(open.since) >= self.limits.adopt_ms;
         open.deviation.kind == Kind::VanishedPeer && lasted && !pinned
     }
 
@@ -447,13 +447,11 @@ impl Engine {
             let known = was_here && (edge.inherited || edge.last - edge.born >= self.limits.learn_ms);
             if edge.vanished && !gone {
                 edge.vanished = false;
-                if let Some(index) = self.open_at(Some(slot), Kind::VanishedPeer) {
-                    self.leave(index, (slot, Kind::VanishedPeer), Ending::Recovered);
-                }
+                self.is_back(slot);
             } else if gone && known && !edge.vanished {
                 let since = edge.last;
                 // Those who vanish together are one deviation.
-                let lately = |open: &Open| now.saturating_sub(open.lasts) <= PEERS_MS;
+                let lately = |open: &Open| now.saturating_sub(open.since) <= PEERS_MS;
                 let together = |open: &Open| open.deviation.kind == Kind::VanishedPeer && lately(open);
                 match self.open.iter().position(together) {
                     Some(index) => self.join(index, (slot, Kind::VanishedPeer), 0),

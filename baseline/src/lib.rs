@@ -34,7 +34,7 @@ mod record;
 
 pub use self::record::{address_class, observation};
 pub use codec::{STATE_VERSION, StateError};
-pub use deviation::{Deviation, Ending, Event, Kind, OTHERS_MAX};
+pub use deviation::{Deviation, Ending, Event, Kind, OTHERS_MAX, digits};
 pub use diff::Difference;
 pub use engine::{Counters, Engine, Phase, Summary};
 pub use gauge::{Channel, Gauge, Said};

@@ -479,3 +479,18 @@ fn time_in_which_nobody_asks_makes_nothing_normal() {
     let adopted = |event: &Event| matches!(event, Event::Closed { deviation, ending: Ending::Adopted, .. } if deviation.kind == Kind::Latency);
     assert!(!events.iter().any(adopted), "{events:?}");
 }
+
+#[test]
+fn what_lasts_is_adopted_edge_by_edge_by_the_time_in_use() {
+    let (mut world, mut engine) = learnt(1);
+    // All slow together; the first of them is not used any more after five minutes.
+    let doing = |place: usize, at: u64| match (at - LEARNT) / MINUTE {
+        5.. if place == 0 => Doing { rate: 0.0, ..USUAL },
+        _ => Doing { slower: 5.0, ..USUAL },
+    };
+    let events = world.run(&mut engine, (LEARNT, LEARNT + 200 * MINUTE), &doing);
+    let is_slow = |event: &&Event| matches!(event, Event::Opened(deviation) if deviation.kind == Kind::Latency);
+    assert_eq!(events.iter().filter(is_slow).count(), 1, "{events:?}");
+    let slow = engine.summaries().filter(|summary| summary.open.contains(&Kind::Latency));
+    assert_eq!(slow.map(|summary| summary.edge).collect::<Vec<_>>(), [edge("gateway", true)]);
+}

@@ -10,6 +10,11 @@ use crate::state::{Issuer, Root, RootUse, Seconds, Sha256, State, VERSION};
 
 /// An authority with real keys, whose leaves live a day at most.
 pub(crate) fn authority() -> Authority {
+    authority_under_root().1
+}
+
+/// The same, with its root.
+fn authority_under_root() -> (Root, Authority) {
     let (domain, now) = ("td".parse().unwrap(), time::OffsetDateTime::now_utc().unix_timestamp());
     let (root, root_key) = pki::new_root(&domain, 1, 3650 * 86400, now).unwrap();
     let new = NewIssuer {
@@ -21,24 +26,14 @@ pub(crate) fn authority() -> Authority {
         longest_leaf: 86400,
     };
     let (issuer, key) = pki::new_issuer(&new, now).unwrap();
-    Authority::assemble(&issuer, &root, &key).unwrap()
+    let authority = Authority::assemble(&issuer, &root, &key).unwrap();
+    (root, authority)
 }
 
 /// A root as PEM, and what an authority under it shows, with its identity.
 pub(crate) fn serving() -> (String, rustls::sign::CertifiedKey, identity::SpiffeId) {
+    let (root, authority) = authority_under_root();
     let (domain, now) = ("td".parse().unwrap(), time::OffsetDateTime::now_utc());
-    let seconds = now.unix_timestamp();
-    let (root, root_key) = pki::new_root(&domain, 1, 3650 * 86400, seconds).unwrap();
-    let new = NewIssuer {
-        domain: &domain,
-        id: 2,
-        root: &root,
-        root_key: &root_key,
-        lifetime: 365 * 86400,
-        longest_leaf: 86400,
-    };
-    let (issuer, issuer_key) = pki::new_issuer(&new, seconds).unwrap();
-    let authority = Authority::assemble(&issuer, &root, &issuer_key).unwrap();
     let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
     let id = crate::policy::own_identity(&domain).unwrap();
     let hour = std::time::Duration::from_secs(3600);

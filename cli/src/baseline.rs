@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use api::baseline::{Accept, EdgeName, Pin, Range, Status};
-use baseline::{EdgeKey, State};
+use baseline::{EdgeKey, State, digits};
 use clap::{Args, Subcommand};
 use serde_json::json;
 use telemetry::Exit;
@@ -167,7 +167,7 @@ fn deviations(status: &Status) -> String {
             deviation.kind.clone(),
             deviation.edge.as_ref().map_or_else(|| "the pod".to_owned(), edge),
             range(deviation.expected),
-            number(deviation.observed),
+            digits(deviation.observed),
             deviation.unit.clone(),
             deviation.records.to_string(),
             deviation.since.clone(),
@@ -208,17 +208,8 @@ pub(crate) fn edge(name: &EdgeName) -> String {
 }
 
 pub(crate) fn range(range: Range) -> String {
-    let (min, max) = (number(range.min), number(range.max));
+    let (min, max) = (digits(range.min), digits(range.max));
     if min == max { min } else { format!("{min}..{max}") }
-}
-
-/// Three digits that count.
-pub(crate) fn number(value: f64) -> String {
-    match value.abs() {
-        size if size == 0.0 || size >= 100.0 => format!("{value:.0}"),
-        size if size >= 1.0 => format!("{value:.2}"),
-        _ => format!("{value:.4}"),
-    }
 }
 
 fn seconds(value: f64) -> String {
@@ -248,7 +239,7 @@ fn diff(before: &Path, after: &Path, format: Format) -> Result<Exit> {
             let mut rows = vec![["DIFFERENCE", "EDGE", "BEFORE", "AFTER", "UNIT"].map(str::to_owned).to_vec()];
             for difference in &differences {
                 let name = name(&difference.edge);
-                let (before, after) = (number(difference.before), number(difference.after));
+                let (before, after) = (digits(difference.before), digits(difference.after));
                 rows.push(vec![
                     difference.kind.as_str().to_owned(),
                     edge(&name),

@@ -7,14 +7,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use baseline::{Deviation, Engine, Event, Limits, State};
+use baseline::{Deviation, Engine, Event, Limits, State, digits};
 use clap::Args;
 use evidence::Evidence;
 use record::line;
 use serde_json::{Value, json};
 use telemetry::Exit;
 
-use crate::baseline::{edge, name, number, others, range, read, row};
+use crate::baseline::{edge, name, others, range, read, row};
 use crate::output::{self, Format, table};
 
 /// How often the engine looks at the clock between two records.
@@ -152,7 +152,7 @@ fn as_table(said: &[Said]) -> String {
             deviation.kind.as_str().to_owned(),
             deviation.edge.as_ref().map_or_else(|| "the pod".to_owned(), |key| edge(&name(key))),
             range(deviation.expected.into()),
-            number(deviation.observed),
+            digits(deviation.observed),
             deviation.kind.unit().to_owned(),
         ]);
         let names: Vec<_> = deviation.others.iter().map(name).collect();

@@ -1,9 +1,9 @@
 //! Deviations that are open: what opens them, what joins them, what closes them.
 //!
 //! **Explained as one.** When most edges leave their normal together there is one cause, so there is one deviation: edges whose
-//! tests of the same family reach their limits within [`TOGETHER_MS`] of each other, while at least [`COMMON`] edges and half of
-//! those that tell something, or [`CROWD`] of them, are beyond half of theirs. It opens on the edge that says it most clearly and names the others;
-//! it is over when the last of them is. Assumes nothing about the cause.
+//! tests of the same family reach their limits within [`TOGETHER_MS`] of each other, while at least [`COMMON`] edges and half
+//! of those that tell something, or [`CROWD`] of them, are beyond half of theirs. It opens on the edge that says it most
+//! clearly and names the others; it is over when the last of them is. Assumes nothing about the cause.
 //!
 //! Promises: an edge is part of one open deviation of a kind at most, and each of them closes.
 
@@ -24,14 +24,28 @@ const CROWD: usize = 8;
 /// Share of its limit beyond which an edge counts as one of those that left their normal.
 const LEAVING: f32 = 0.5;
 
+/// An edge that an open deviation is about, and the kind that is true of it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Part {
+    pub(super) slot: usize,
+    pub(super) kind: Kind,
+    /// For how long, in milliseconds: time in which nobody asks makes nothing normal.
+    lasted: u64,
+}
+
+impl Part {
+    fn is(&self, slot: usize, kind: Kind) -> bool {
+        (self.slot, self.kind) == (slot, kind)
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Open {
-    /// The edges that it is about and that are still so, each with the kind that is true of it, in this order; empty when it is
-    /// about the pod, or its new peer was forgotten.
-    pub(super) edges: Vec<(usize, Kind)>,
+    /// What is still so, in the order of slots and kinds; empty when it is about the pod, or its new peer was forgotten.
+    pub(super) parts: Vec<Part>,
     pub(super) deviation: Deviation,
-    /// Since when it lasts, by a clock that does not step.
-    pub(super) lasts: u64,
+    /// When it opened, by a clock that does not step.
+    pub(super) since: u64,
     /// When it last was seen.
     pub(super) seen: u64,
     /// An event of it waits to be taken; how many of the others it names were in the last one.
@@ -42,12 +56,17 @@ pub(super) struct Open {
 impl Open {
     /// The kind that is true of an edge, or one of them.
     pub(super) fn kind_of(&self, slot: usize) -> Option<Kind> {
-        let at = self.edges.partition_point(|(other, _)| *other < slot);
-        self.edges.get(at).filter(|(other, _)| *other == slot).map(|(_, kind)| *kind)
+        let at = self.parts.partition_point(|part| part.slot < slot);
+        self.parts.get(at).filter(|part| part.slot == slot).map(|part| part.kind)
     }
 
     pub(super) fn has(&self, slot: usize, kind: Kind) -> bool {
-        self.edges.binary_search(&(slot, kind)).is_ok()
+        self.place(slot, kind).is_ok()
+    }
+
+    /// Where it is among the parts, or would be.
+    fn place(&self, slot: usize, kind: Kind) -> Result<usize, usize> {
+        self.parts.binary_search_by_key(&(slot, kind), |part| (part.slot, part.kind))
     }
 }
 
@@ -139,7 +158,7 @@ impl Engine {
     /// What opened lately, of the same family.
     fn company(&self, of: Family) -> Option<usize> {
         self.open.iter().position(|open| {
-            family(open.deviation.kind) == Some(of) && self.block.saturating_sub(open.lasts) <= TOGETHER_MS
+            family(open.deviation.kind) == Some(of) && self.block.saturating_sub(open.since) <= TOGETHER_MS
         })
     }
 
@@ -150,8 +169,8 @@ impl Engine {
         let known = open.deviation.edge.as_ref() == Some(&edge)
             || open.deviation.others.contains(&edge)
             || open.kind_of(slot).is_some();
-        if let Err(at) = open.edges.binary_search(&(slot, kind)) {
-            open.edges.insert(at, (slot, kind));
+        if let Err(at) = open.place(slot, kind) {
+            open.parts.insert(at, Part { slot, kind, lasted: 0 });
         }
         open.deviation.peers = open.deviation.peers.saturating_add(u32::from(!known));
         open.deviation.records += records;
@@ -186,26 +205,38 @@ impl Engine {
                 open.deviation.observed = observed;
             }
         }
-        // Time in which nobody asks makes nothing normal.
-        let is_idle = now.saturating_sub(self.edges[slot].last) > PEERS_MS;
-        if is_idle && family(kind) != Some(Family::Less) && self.open[index].edges.first() == Some(&(slot, kind)) {
-            self.open[index].lasts += BLOCK_MS;
-        }
-        let Open { seen, lasts, .. } = self.open[index];
-        if self.edges[slot].is_over(kind) || (kind == Kind::Plaintext && now.saturating_sub(seen) >= PEERS_MS) {
+        let quiet = now.saturating_sub(self.open[index].seen);
+        if self.edges[slot].is_over(kind) || (kind == Kind::Plaintext && quiet >= PEERS_MS) {
             self.edges[slot].settle(kind);
-            self.leave(index, (slot, kind), Ending::Recovered);
-        } else if now.saturating_sub(lasts) >= self.limits.adopt_ms && !self.edges[slot].pinned {
+            self.leave(index, Ending::Recovered, |part| part.is(slot, kind));
+        } else if self.lasted(index, (slot, kind)) >= self.limits.adopt_ms && !self.edges[slot].pinned {
             self.relearn_edge(slot, kind);
-            self.leave(index, (slot, kind), Ending::Adopted);
+            self.leave(index, Ending::Adopted, |part| part.is(slot, kind));
         }
     }
 
-    /// A deviation is no more about an edge; the last one closes it.
-    pub(super) fn leave(&mut self, index: usize, (slot, kind): (usize, Kind), ending: Ending) {
-        self.open[index].edges.retain(|one| *one != (slot, kind));
-        if self.open[index].edges.is_empty() {
+    /// How long a part of an open deviation has lasted with this block.
+    fn lasted(&mut self, index: usize, (slot, kind): (usize, Kind)) -> u64 {
+        let is_idle = self.block.saturating_sub(self.edges[slot].last) > PEERS_MS;
+        let counts = !is_idle || family(kind) == Some(Family::Less);
+        let open = &mut self.open[index];
+        let Ok(at) = open.place(slot, kind) else { return 0 };
+        open.parts[at].lasted += if counts { BLOCK_MS } else { 0 };
+        open.parts[at].lasted
+    }
+
+    /// A deviation is no more about some of its parts; the last one closes it.
+    fn leave(&mut self, index: usize, ending: Ending, gone: impl Fn(&Part) -> bool) {
+        self.open[index].parts.retain(|part| !gone(part));
+        if self.open[index].parts.is_empty() {
             self.close(index, self.block, ending);
+        }
+    }
+
+    /// A peer that vanished is back.
+    pub(super) fn is_back(&mut self, slot: usize) {
+        if let Some(index) = self.open_at(Some(slot), Kind::VanishedPeer) {
+            self.leave(index, Ending::Recovered, |part| part.is(slot, Kind::VanishedPeer));
         }
     }
 
@@ -213,13 +244,8 @@ impl Engine {
     pub(super) fn forget_open(&mut self, slot: usize) {
         for index in (0..self.open.len()).rev() {
             match self.open.get(index).and_then(|open| open.kind_of(slot)) {
-                Some(Kind::NewPeer) => self.open[index].edges.clear(),
-                Some(_) => {
-                    self.open[index].edges.retain(|(other, _)| *other != slot);
-                    if self.open[index].edges.is_empty() {
-                        self.close(index, self.block, Ending::Forgotten);
-                    }
-                }
+                Some(Kind::NewPeer) => self.open[index].parts.clear(),
+                Some(_) => self.leave(index, Ending::Forgotten, |part| part.slot == slot),
                 None => {}
             }
         }
@@ -228,8 +254,8 @@ impl Engine {
     /// Takes what a deviation is about as the new normal, on all of its edges. False if it is not open.
     pub fn accept(&mut self, id: u64) -> bool {
         let Some(index) = self.open.iter().position(|open| open.deviation.id == id) else { return false };
-        for (slot, kind) in self.open[index].edges.clone() {
-            self.relearn_edge(slot, kind);
+        for part in self.open[index].parts.clone() {
+            self.relearn_edge(part.slot, part.kind);
         }
         let kind = self.open[index].deviation.kind;
         if let Some(gauge) = [Gauge::Cpu, Gauge::Memory].into_iter().find(|gauge| gauge.kind() == kind) {
@@ -243,7 +269,7 @@ impl Engine {
     pub(super) fn open_at(&self, slot: Option<usize>, kind: Kind) -> Option<usize> {
         self.open.iter().position(|open| match slot {
             Some(slot) => open.has(slot, kind),
-            None => open.edges.is_empty() && open.deviation.kind == kind,
+            None => open.parts.is_empty() && open.deviation.kind == kind,
         })
     }
 
@@ -266,8 +292,9 @@ impl Engine {
         let (id, peers, others) = (self.next, 1, Vec::new());
         self.next += 1;
         let deviation = Deviation { id, kind, edge, others, since, opened, expected, observed, records, peers, score };
-        let (waits, named, edges) = (true, 0, slot.map(|slot| (slot, kind)).into_iter().collect());
-        self.open.push(Open { edges, deviation: deviation.clone(), lasts: opened, seen: opened, waits, named });
+        let parts = slot.map(|slot| Part { slot, kind, lasted: 0 }).into_iter().collect();
+        let (waits, named) = (true, 0);
+        self.open.push(Open { parts, deviation: deviation.clone(), since: opened, seen: opened, waits, named });
         self.say(Event::Opened(deviation));
     }
 

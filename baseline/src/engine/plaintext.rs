@@ -149,9 +149,9 @@ impl Engine {
 
     /// Charges plaintext that has come up to who fell silent meanwhile.
     pub(super) fn look_for_downgrades(&mut self) {
-        let is_lower = |(_, kind): &&(usize, Kind)| matches!(kind, Kind::Silence | Kind::RateDown);
-        let edges = self.open.iter().flat_map(|open| &open.edges);
-        let lower: Vec<usize> = edges.filter(is_lower).map(|(slot, _)| *slot).collect();
+        let parts = self.open.iter().flat_map(|open| &open.parts);
+        let lower = parts.filter(|part| matches!(part.kind, Kind::Silence | Kind::RateDown));
+        let lower: Vec<usize> = lower.map(|part| part.slot).collect();
         for slot in &lower {
             let key = self.edges[*slot].key();
             // Of all who left this service, those who are missing as much as has come; or else all of them together.

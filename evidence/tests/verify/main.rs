@@ -529,6 +529,19 @@ fn what_is_no_record_of_ours_is_passed_over_and_what_cannot_be_read_is_told() {
     check(&evidence.judge(None).unwrap()[0], INTACT, COMPLETE);
 }
 
+/// Puts `bytes` into a file at a place, before or instead of what is there, and has it judged: whether what was not changed is
+/// good. Some bytes of a line mean nothing (white space, other attributes of the resource); what is good holds all records.
+fn is_judged(name: &str, root: &str, mut text: Vec<u8>, at: usize, bytes: Vec<u8>, instead: bool) -> bool {
+    let end = if instead { (at + bytes.len()).min(text.len()) } else { at };
+    let changed = text[at..end] != bytes;
+    text.splice(at..end, bytes);
+    let mut evidence = evidence(root);
+    evidence.read_lines(name, text.as_slice()).unwrap();
+    let unreadable = evidence.unreadable_lines();
+    let good = evidence.judge(None).unwrap().iter().all(StreamReport::is_good);
+    changed || (good && unreadable == 0)
+}
+
 proptest! {
     #[test]
     fn whatever_is_read_there_is_a_verdict(
@@ -539,16 +552,6 @@ proptest! {
             (authority.root, lines(&id, &records).into_bytes())
         });
         let (root, whole) = &*LINES;
-        let mut text = whole.clone();
-        let at = at.index(text.len());
-        let end = if cut { (at + bytes.len()).min(text.len()) } else { at };
-        let changed = text[at..end] != bytes;
-        text.splice(at..end, bytes);
-        let mut evidence = evidence(root);
-        evidence.read_lines("records.json", text.as_slice()).unwrap();
-        let unreadable = evidence.unreadable_lines();
-        let good = evidence.judge(None).unwrap().iter().all(StreamReport::is_good);
-        // Some bytes of a line mean nothing (white space, other attributes of the resource); what is good holds all records.
-        prop_assert!(changed || (good && unreadable == 0));
+        prop_assert!(is_judged("records.json", root, whole.clone(), at.index(whole.len()), bytes, cut));
     }
 }

@@ -241,15 +241,6 @@ proptest! {
             (authority.root, joined(&messages).into_bytes())
         });
         let (root, whole) = &*MESSAGES;
-        let mut text = whole.clone();
-        let at = at.index(text.len());
-        let end = if cut { (at + bytes.len()).min(text.len()) } else { at };
-        let changed = text[at..end] != bytes;
-        text.splice(at..end, bytes);
-        let mut evidence = evidence(root);
-        evidence.read_lines("syslog.log", text.as_slice()).unwrap();
-        let unreadable = evidence.unreadable_lines();
-        let good = evidence.judge(None).unwrap().iter().all(StreamReport::is_good);
-        prop_assert!(changed || (good && unreadable == 0));
+        prop_assert!(is_judged("syslog.log", root, whole.clone(), at.index(whole.len()), bytes, cut));
     }
 }

@@ -116,9 +116,7 @@ async fn an_alert_says_once_that_the_collector_is_away_and_once_that_it_is_back(
     until(|| collector.calls() >= calls + 2).await;
     collector.behave(|_| Reply::Take);
     rig.settled(DRAIN).await;
-    while alerts.is_firing("collector_away") {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    until(|| !alerts.is_firing("collector_away")).await;
     drop(alerts);
     let ended = rig.end().await;
     ended.check(&collector);

@@ -1,6 +1,6 @@
 //! What the engine says, as records (`picket.deviation`, `picket.rollout`) and in the log.
 
-use baseline::{Deviation, Difference, EdgeKey, Event};
+use baseline::{Deviation, Difference, EdgeKey, Event, digits};
 use export::Events;
 use record::{EventName, Severity, Value, key, line};
 
@@ -121,16 +121,6 @@ fn others(deviation: &Deviation) -> String {
     deviation.others.iter().map(name).collect::<Vec<_>>().join("; ")
 }
 
-/// A number with three digits that count.
-fn digits(value: f64) -> String {
-    let size = value.abs();
-    if size == 0.0 || !size.is_finite() {
-        return "0".to_owned();
-    }
-    let behind = (2 - size.log10().floor() as i32).clamp(0, 9);
-    format!("{value:.*}", usize::try_from(behind).unwrap_or(0))
-}
-
 /// A time in milliseconds since 1970 UTC, as RFC 3339 has it.
 pub(super) fn rfc3339(millis: u64) -> String {
     let mut text = Vec::new();
@@ -169,13 +159,5 @@ mod tests {
         assert!(text.contains(named), "{text}");
         let alone = Deviation { others: Vec::new(), peers: 1, ..deviation };
         assert!(sentence(&alone).contains("port 80 http: expected"), "{}", sentence(&alone));
-    }
-
-    #[test]
-    fn numbers_have_three_digits_that_count() {
-        let cases = [(0.0, "0"), (0.000_281_4, "0.000281"), (0.123_4, "0.123"), (12.34, "12.3"), (4321.0, "4321")];
-        for (value, text) in cases {
-            assert_eq!(digits(value), text);
-        }
     }
 }

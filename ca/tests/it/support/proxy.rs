@@ -102,6 +102,8 @@ struct Inner {
     deaf: AtomicBool,
     /// Seconds that its clock is ahead.
     ahead: AtomicU64,
+    /// How often it has said so.
+    said: AtomicU64,
 }
 
 /// A running proxy; ends with the test.
@@ -129,6 +131,7 @@ impl Proxy {
             generation: AtomicU64::new(0),
             deaf: AtomicBool::new(false),
             ahead: AtomicU64::new(0),
+            said: AtomicU64::new(0),
         });
         let running = inner.clone();
         let task = tokio::spawn(async move {
@@ -141,6 +144,11 @@ impl Proxy {
             }
         });
         Self { pod: pod.into(), inner, task }
+    }
+
+    /// How often it has said what time it is on a clock that is ahead.
+    pub(crate) fn said(&self) -> u64 {
+        self.inner.said.load(SeqCst)
     }
 
     pub(crate) fn generation(&self) -> u64 {
@@ -269,6 +277,7 @@ impl Inner {
                 () = tokio::time::sleep(Duration::from_millis(300)) => {
                     if self.ahead.load(SeqCst) > 0 {
                         say.send(self.status("")).await?;
+                        self.said.fetch_add(1, SeqCst);
                     }
                 }
             }
