@@ -14,7 +14,7 @@ pub struct Limits {
     pub events: usize,
     /// A new pod or edge is only watched until then, in milliseconds.
     pub learn_ms: u64,
-    /// What lasts that long becomes normal, unless the edge is pinned; in milliseconds.
+    /// What lasts that long becomes normal, unless the edge is pinned; in milliseconds of time in which somebody asks.
     pub adopt_ms: u64,
     /// A peer that was there and is silent for so long has vanished; in milliseconds.
     pub vanish_ms: u64,
