@@ -21,6 +21,8 @@ pub const RECORDS_MAX: u64 = 50_000_000;
 pub const STREAMS_MAX: usize = 10_000;
 /// Bytes of a segment at most.
 const SEGMENT_BYTES_MAX: u64 = 64 << 20;
+/// Bytes of the records that one segment stands for: they may leave out what others hold, and a proxy's are three times as long.
+const WHOLE_BYTES_MAX: u64 = 4 * SEGMENT_BYTES_MAX;
 /// Remarks that are kept.
 const REMARKS_MAX: usize = 100;
 /// Findings of one kind about one stream that are kept.
@@ -393,17 +395,26 @@ impl Evidence {
         bytes: &[u8],
     ) -> Result<(), Error> {
         let mut scan = Scan::new(bytes, epoch, first.saturating_sub(1));
-        for found in scan.by_ref() {
+        let mut whole = 0;
+        while let Some(found) = scan.advance() {
             match found {
                 Scanned::Entry(entry) if entry.kind == Kind::BatchEnd => {
                     if let Some((_, digest)) = entry.batch_end() {
                         self.stream(id)?.hints.insert(entry.sequence, digest);
                     }
                 }
-                Scanned::Entry(entry) => self.record(id, rule, entry.sequence, entry.payload)?,
+                Scanned::Entry(entry) => {
+                    whole += entry.payload.len() as u64;
+                    if whole > WHOLE_BYTES_MAX {
+                        let limit = WHOLE_BYTES_MAX >> 20;
+                        return Err(Error::TooMuch(format!("{file}: its records are longer than {limit} MiB")));
+                    }
+                    self.record(id, rule, entry.sequence, entry.payload)?;
+                }
                 Scanned::Damage { offset, bytes, first, last } => {
                     let offset = HEADER_BYTES + offset;
-                    let what = format!("{file}: {bytes} bytes at {offset} are damaged");
+                    let what =
+                        format!("{file}: {bytes} bytes at {offset} are damaged, or the context is that they leave out");
                     self.stream(id)?.damaged(first, last.max(first), what);
                 }
             }

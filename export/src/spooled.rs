@@ -203,11 +203,12 @@ impl Spooled {
     }
 }
 
-/// Says what was found damaged, once for all readers.
+/// Says what was found damaged, once for all readers; of many places in one chunk the first, and how many more there are.
 pub(crate) fn say_damage(chunk: &spool::Chunk) {
-    for damage in chunk.damage.iter().filter(|damage| !damage.is_known) {
-        let (segment, offset, bytes) = (&damage.segment, damage.offset, damage.bytes);
-        tracing::error!(segment, offset, bytes, records = ?damage.records, "a segment of the spool is damaged");
+    let mut new = chunk.damage.iter().filter(|damage| !damage.is_known);
+    if let Some(damage) = new.next() {
+        let (segment, offset, bytes, more) = (&damage.segment, damage.offset, damage.bytes, new.count());
+        tracing::error!(segment, offset, bytes, records = ?damage.records, more, "a segment of the spool is damaged");
     }
 }
 

@@ -11,11 +11,12 @@ use std::{
 };
 
 use libfuzzer_sys::fuzz_target;
-use record::{Event, EventName, Severity, UidSource, Value, field, key, line};
+use record::{UidSource, field, key, line, otlp::Attributes};
 use spool::{Config, Disk, OnFull, Reader, Spool, Sync};
 
 const CONFIG: Config = Config {
-    max_bytes: 1 << 20,
+    // Segments of 16 KiB: the two records that hold a context are 2 KiB apart.
+    max_bytes: 256 << 10,
     max_age: Duration::from_secs(3600),
     min_free_bytes: 0,
     sync: Sync::Interval(Duration::from_millis(100)),
@@ -34,13 +35,19 @@ static CLEAN: LazyLock<Clean> = LazyLock::new(|| {
     let directory = directory("clean");
     let (mut spool, mut reader, _) = open(&directory);
     let mut uids = UidSource::new(2);
-    for batch in 0..4u64 {
+    for batch in 0..8u64 {
         let mut fields = Vec::new();
         for number in 0..5 {
-            let text = "x".repeat((batch * 31 + number * 7) as usize);
-            let attributes = [(key::DETAIL, Value::Text(&text))];
-            let (uid, name, severity) = (uids.next(1), EventName::Alert, Severity::Info);
-            Event { uid, name, time_unix_nanos: 1, severity, attributes: &attributes }.encode(&mut fields);
+            let mut content = Vec::new();
+            let mut attributes = Attributes::new(&mut content);
+            // Two connections, and records of none.
+            if number % 3 > 0 {
+                attributes.text(key::CONNECTION_UID, &(number % 3).to_string());
+                attributes.text(key::SERVICE, &"a context ".repeat(14));
+            }
+            attributes.text(key::LOG_RECORD_UID, std::str::from_utf8(&uids.next(1).text()).expect("it is ASCII"));
+            attributes.text(key::DETAIL, &"x".repeat((batch * 31 + number * 7) as usize));
+            field::append(&mut fields, &content).expect("it is short");
         }
         spool.append(1 + batch, 5, &fields).expect("the disk has room");
     }
@@ -49,7 +56,9 @@ static CLEAN: LazyLock<Clean> = LazyLock::new(|| {
     let names = fs::read_dir(&directory).expect("it was made").flatten().map(|entry| entry.path());
     let file = names.into_iter().find(|path| path.extension().is_some_and(|end| end == "seg")).expect("there is one");
     let name = file.file_name().expect("a file has a name").to_string_lossy().into_owned();
-    Clean { name, bytes: fs::read(&file).expect("it can be read"), records }
+    let bytes = fs::read(&file).expect("it can be read");
+    assert!(bytes.len() < records.values().map(Vec::len).sum(), "some records leave their context out");
+    Clean { name, bytes, records }
 });
 
 fn directory(name: &str) -> PathBuf {

@@ -82,7 +82,7 @@ impl Disk {
             return false;
         };
         let mut scan = Scan::new(&bytes[HEADER_BYTES..], header.epoch, header.first - 1);
-        for found in scan.by_ref() {
+        while let Some(found) = scan.advance() {
             let Scanned::Entry(entry) = found else { panic!("{path:?} is damaged: {found:?}") };
             if entry.kind == Kind::BatchEnd {
                 continue;

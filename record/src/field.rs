@@ -70,15 +70,37 @@ pub fn append(out: &mut Vec<u8>, content: &[u8]) -> Result<(), Malformed> {
 /// # Errors
 /// When it would be longer than [`BYTES_MAX`]; `out` is as before then.
 pub fn append_numbered(out: &mut Vec<u8>, content: &[u8], sequence: u64) -> Result<(), Malformed> {
+    append_numbered_without(out, content, 0..0, sequence)
+}
+
+/// As [`append_numbered`], but for the bytes `left_out` of the content: whoever puts them back has the finished field.
+///
+/// # Errors
+/// When the whole would be longer than [`BYTES_MAX`]; `out` is as before then.
+pub fn append_numbered_without(
+    out: &mut Vec<u8>,
+    content: &[u8],
+    left_out: std::ops::Range<usize>,
+    sequence: u64,
+) -> Result<(), Malformed> {
     // Key, tags, lengths and a number of ten bytes take less than 64 bytes.
     if content.len() + 64 > BYTES_MAX {
         return Err(Malformed);
     }
-    otlp::record_field(out, |out| {
-        out.extend_from_slice(content);
+    otlp::record_field_without(out, left_out.len(), |out| {
+        out.extend_from_slice(&content[..left_out.start]);
+        out.extend_from_slice(&content[left_out.end..]);
         Attributes::new(out).int(key::SEQUENCE, sequence);
     });
     Ok(())
+}
+
+/// Bytes of a numbered field before its content: the tag, and the length, which is padded.
+pub const HEAD_BYTES: usize = 4;
+
+/// Where the attributes of a field's content begin; its end where it has none.
+pub fn attributes_at(content: &[u8]) -> usize {
+    line::first_attribute(content).unwrap_or(content.len())
 }
 
 /// Where the attributes of a finished field begin; `None` where it has none.

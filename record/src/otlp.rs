@@ -40,21 +40,6 @@ const fn padded(length: usize) -> [u8; 2] {
     [length as u8 & 0x7f | 0x80, (length >> 7) as u8]
 }
 
-/// Appends one message with a padded length of `N` bytes.
-fn nested<const N: usize>(out: &mut Vec<u8>, tag: u8, write: impl FnOnce(&mut Vec<u8>)) {
-    out.push(tag);
-    let at = out.len();
-    out.extend_from_slice(&[0; N]);
-    write(out);
-    let mut length = out.len() - at - N;
-    for byte in &mut out[at..at + N - 1] {
-        *byte = length as u8 & 0x7f | 0x80;
-        length >>= 7;
-    }
-    debug_assert!(length < 0x80, "the limits of texts keep every message below its padded length");
-    out[at + N - 1] = length as u8;
-}
-
 /// Cuts `text` to at most `limit` bytes at the border of a character.
 pub(crate) fn cut(text: &str, limit: usize) -> (&str, bool) {
     if text.len() <= limit {
@@ -220,7 +205,21 @@ pub(crate) struct Head {
 
 /// Appends one finished `ScopeLogs.log_records` field with what `write` appends.
 pub(crate) fn record_field(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
-    nested::<3>(out, tag(2, BYTES), write);
+    record_field_without(out, 0, write);
+}
+
+/// As [`record_field`]; its length counts so many bytes that `write` leaves out.
+pub(crate) fn record_field_without(out: &mut Vec<u8>, left_out: usize, write: impl FnOnce(&mut Vec<u8>)) {
+    out.extend_from_slice(&[tag(2, BYTES), 0, 0, 0]);
+    let at = out.len();
+    write(out);
+    let length = out.len() - at + left_out;
+    debug_assert!(length < 1 << 21, "the limits of texts keep every record below its padded length");
+    out[at - 3..at].copy_from_slice(&[
+        length as u8 & 0x7f | 0x80,
+        (length >> 7) as u8 & 0x7f | 0x80,
+        (length >> 14) as u8,
+    ]);
 }
 
 /// Appends one finished `ScopeLogs.log_records` field.

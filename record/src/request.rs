@@ -87,6 +87,7 @@ impl Request<'_> {
             trace: self.trace,
         };
         otlp::log_record(out, &head, |mut attributes| {
+            self.shared(&mut attributes);
             attributes.out.extend_from_slice(self.context.of_request());
             attributes.uid(key::LOG_RECORD_UID, self.uid);
             self.http(&mut attributes);
@@ -107,9 +108,8 @@ impl Request<'_> {
         });
     }
 
-    fn http(&self, attributes: &mut otlp::Attributes<'_>) {
-        attributes.text(key::HTTP_REQUEST_METHOD, self.method);
-        attributes.text_of(key::URL_PATH, self.path, otlp::PATH_BYTES_MAX);
+    /// What requests of one connection seldom differ in: before the uid it belongs to the context, and tells contexts apart.
+    fn shared(&self, attributes: &mut otlp::Attributes<'_>) {
         if let Some(authority) = self.authority {
             let (host, port) = split_authority(authority);
             attributes.text(key::SERVER_ADDRESS, host);
@@ -118,6 +118,11 @@ impl Request<'_> {
             }
         }
         attributes.text(key::NETWORK_PROTOCOL_VERSION, self.http_version.as_str());
+    }
+
+    fn http(&self, attributes: &mut otlp::Attributes<'_>) {
+        attributes.text(key::HTTP_REQUEST_METHOD, self.method);
+        attributes.text_of(key::URL_PATH, self.path, otlp::PATH_BYTES_MAX);
         if let Some(status) = self.status {
             attributes.int(key::HTTP_RESPONSE_STATUS_CODE, u64::from(status));
         }

@@ -6,10 +6,11 @@ use record::{UidSource, field};
 
 use crate::{
     Config, Error, File, Gap, OnFull, Reason, Sync,
-    chain::{Chain, Rule},
+    chain::{Chain, Context, Rule},
     checkpoint::Sealed,
+    context::{Candidate, Form, HOLDERS_MAX, SHORT_HEAD_BYTES, short_head},
     segment,
-    segment::{HEADER_BYTES, Header, Kind},
+    segment::{Code, HEADER_BYTES, Header},
     shared::{Segment, Shared, Status, note},
     storage,
 };
@@ -18,6 +19,10 @@ use crate::{
 pub(crate) const REPORTS_MAX: usize = 64;
 /// What an entry and its number add to a record, and the end of a batch, at most.
 const ENTRY_OVERHEAD: u64 = 64;
+/// Room that is asked for at once, at most; a spool takes so much more of the disk than its bytes.
+const RESERVED_BYTES: u64 = 1 << 20;
+/// Bytes between the two records that hold a context, in segments of half a MiB or more: no page and no block has both.
+const HOLDERS_DISTANCE: u64 = 64 << 10;
 
 /// The end of the chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +42,10 @@ pub(crate) struct Active {
     pub(crate) segment: Segment,
     /// Bytes written.
     pub(crate) bytes: u64,
+    /// Bytes that room was asked for.
+    reserved: u64,
+    /// Records that may still hold a context for others.
+    holders_left: usize,
 }
 
 /// The writing side of a spool.
@@ -154,11 +163,15 @@ impl Spool {
         let estimate = fields.len() as u64 + ENTRY_OVERHEAD * (count + 1);
         self.make_room(estimate)?;
         self.segment_for(now, estimate).map_err(|error| (reason(&error), error))?;
-        let before = self.tip;
+        let before = (self.tip, self.active.as_ref().map_or(0, |active| active.holders_left));
         let reports = self.frame(now, fields);
         if let Err(error) = self.write() {
             // The numbers of the records are the caller's to lose; the reports wait for the next try.
-            self.tip = before;
+            self.tip = before.0;
+            self.chain.forget_holders();
+            if let Some(active) = &mut self.active {
+                active.holders_left = before.1;
+            }
             let mut state = self.shared.lock();
             reports.into_iter().for_each(|gap| note(&mut state.unreported, gap));
             state.unsynced_report = self.unsynced_reports.iter().map(|gap| gap.first).min();
@@ -190,15 +203,15 @@ impl Spool {
             plain.clear();
             gap.encode(self.uids.next(now / 1_000_000), now, &mut plain);
             for content in field::contents(&plain).flatten() {
-                count += u32::from(self.entry(Kind::Report, content));
+                count += u32::from(self.entry(Code::Report, content));
             }
         }
         for content in field::contents(fields).flatten() {
-            count += u32::from(self.entry(Kind::Record, content));
+            count += u32::from(self.entry(Code::Record, content));
         }
         let end = segment::batch_end(count, now, &self.tip.digest);
         let (epoch, last) = (self.epoch(), self.tip.next - 1);
-        let done = segment::append::<field::Malformed>(&mut self.buffer, epoch, Kind::BatchEnd, last, |out| {
+        let done = segment::append::<field::Malformed>(&mut self.buffer, epoch, Code::BatchEnd, last, |out| {
             out.extend_from_slice(&end);
             Ok(())
         });
@@ -212,24 +225,58 @@ impl Spool {
     }
 
     /// Puts one record into the buffer; true when it fits, which was checked.
-    fn entry(&mut self, kind: Kind, content: &[u8]) -> bool {
-        let (epoch, sequence) = (self.epoch(), self.tip.next);
-        let write = |out: &mut Vec<u8>| field::append_numbered(out, content, sequence);
-        let Ok(payload) = segment::append(&mut self.buffer, epoch, kind, sequence, write) else { return false };
-        self.tip.digest = self.chain.next(Rule::Context, &self.tip.digest, sequence, &self.buffer[payload]);
-        self.tip.next += 1;
+    fn entry(&mut self, code: Code, content: &[u8]) -> bool {
+        let Self { active: Some(active), chain, buffer, tip, config, .. } = self else { return false };
+        let (epoch, sequence) = (active.segment.epoch, tip.next);
+        let at = field::attributes_at(content);
+        let Context { length, digest, holders } = chain.context(&content[at..]);
+        let (front, context) = (field::HEAD_BYTES + at, at..at + length);
+        let form = match holders {
+            Some(holders) if code == Code::Record && length > SHORT_HEAD_BYTES && front <= u8::MAX.into() => {
+                let begin = active.bytes + buffer.len() as u64;
+                let end = begin + content.len() as u64 + ENTRY_OVERHEAD;
+                let distance = HOLDERS_DISTANCE.min(config.segment_bytes() / 8);
+                holders.next(Candidate { epoch, sequence, begin, end }, distance, &mut active.holders_left)
+            }
+            Some(_) | None => Form::Whole,
+        };
+        let (code, head, left_out) = match form {
+            Form::Whole => (code, None, 0..0),
+            Form::Holder => (Code::Holder, None, 0..0),
+            Form::Short(holders) => (Code::Short, Some(short_head(holders, front as u8)), context.clone()),
+        };
+        // What follows the context in the field as it is written, behind the head.
+        let after = front + context.len() - left_out.len();
+        let written = segment::append(buffer, epoch, code, sequence, |out| {
+            out.extend_from_slice(head.as_ref().map_or(&[], |head| head.as_slice()));
+            field::append_numbered_without(out, content, left_out, sequence)
+        });
+        let Ok(payload) = written else { return false };
+        let field = &buffer[payload][head.map_or(0, |head| head.len())..];
+        tip.digest = chain.digest(&tip.digest, sequence, [&digest, &field[..front], &field[after..]]);
+        tip.next += 1;
         true
     }
 
     /// Writes the buffer, or leaves the segment as it was; [`Error::Failed`] when that is not possible either.
     fn write(&mut self) -> Result<(), Error> {
         let Some(active) = &mut self.active else { return Err(Error::Failed) };
+        let end = active.bytes + self.buffer.len() as u64;
+        if end > active.reserved {
+            active.reserved = end.next_multiple_of(RESERVED_BYTES);
+            // The last room is for others, such as the cursor.
+            let free = self.shared.storage.free_bytes().unwrap_or(0);
+            if free.saturating_sub(self.config.min_free_bytes) >= 64 * RESERVED_BYTES {
+                active.file.reserve(active.reserved);
+            }
+        }
         let Err(error) = active.file.append(&self.buffer) else {
-            active.bytes += self.buffer.len() as u64;
+            active.bytes = end;
             self.shared.status.bytes.fetch_add(self.buffer.len() as u64, Relaxed);
             return Ok(());
         };
         active.file.truncate(active.bytes).map_err(|_| Error::Failed)?;
+        active.reserved = active.bytes;
         Err(storage("a record could not be written")(error))
     }
 
@@ -266,14 +313,18 @@ impl Spool {
         })?;
         self.shared.status.bytes.fetch_add(HEADER_BYTES as u64, Relaxed);
         self.shared.lock().segments.push_back(segment);
-        self.active = Some(Active { file, segment, bytes: HEADER_BYTES as u64 });
+        self.active =
+            Some(Active { file, segment, bytes: HEADER_BYTES as u64, reserved: 0, holders_left: HOLDERS_MAX });
         Ok(())
     }
 
     /// Syncs the active segment and writes to it no more.
     pub(crate) fn seal(&mut self) -> Result<(), Error> {
         self.sync()?;
-        self.active = None;
+        if let Some(mut active) = self.active.take() {
+            // What stays reserved goes with the segment.
+            let _kept = active.file.truncate(active.bytes);
+        }
         Ok(())
     }
 

@@ -7,13 +7,13 @@
 use aws_lc_rs::digest::{SHA256, digest};
 use record::field;
 
+use crate::context::{CONTEXT_BYTES_MAX, Holders};
+
 /// Contexts are remembered in so many sets of [`WAYS`] each.
-const SETS: usize = 64;
-const WAYS: usize = 4;
-/// Longer contexts are hashed each time, so that what is remembered is bounded.
-const CONTEXT_BYTES_MAX: usize = 2 << 10;
-/// So much of a context tells which set it belongs to: it begins with the connection and the upstream.
-const SET_BYTES: usize = 144;
+const SETS: usize = 32;
+const WAYS: usize = 8;
+/// So much of a context tells which set it belongs to: it begins with the authority, the connection and the upstream.
+const SET_BYTES: usize = 256;
 
 /// How a digest is made of a record, by the version of its segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -29,9 +29,19 @@ pub enum Rule {
 struct Known {
     context: Vec<u8>,
     digest: [u8; 32],
+    holders: Holders,
 }
 
-/// Follows the chain. Its memory is a matter of speed alone, and bounded (512 KiB).
+/// The context at the beginning of some attributes.
+pub(crate) struct Context<'a> {
+    pub(crate) length: usize,
+    pub(crate) digest: [u8; 32],
+    /// Which records hold it, for the writer; `None` when it was not remembered.
+    pub(crate) holders: Option<&'a mut Holders>,
+}
+
+/// Follows the chain. What it remembers is bounded (512 KiB), and changes no digest; it also says which contexts the writer may
+/// leave out.
 #[derive(Debug, Default)]
 pub struct Chain {
     known: Vec<[Known; WAYS]>,
@@ -41,36 +51,41 @@ pub struct Chain {
 impl Chain {
     /// The digest after a record; its payload is a finished field.
     pub fn next(&mut self, rule: Rule, before: &[u8; 32], sequence: u64, payload: &[u8]) -> [u8; 32] {
+        match rule {
+            Rule::Whole => self.digest(before, sequence, [&[], payload, &[]]),
+            Rule::Context => {
+                let (front, attributes) = payload.split_at(field::first_attribute(payload).unwrap_or(payload.len()));
+                let Context { length, digest, .. } = self.context(attributes);
+                self.digest(before, sequence, [&digest, front, &attributes[length..]])
+            }
+        }
+    }
+
+    /// The digest after a record, of these parts.
+    pub(crate) fn digest(&mut self, before: &[u8; 32], sequence: u64, parts: [&[u8]; 3]) -> [u8; 32] {
         self.message.clear();
         self.message.extend_from_slice(before);
         self.message.extend_from_slice(&sequence.to_le_bytes());
-        match rule {
-            Rule::Whole => self.message.extend_from_slice(payload),
-            Rule::Context => {
-                let begin = field::first_attribute(payload).unwrap_or(payload.len());
-                let (end, context) = self.context(payload, begin);
-                self.message.extend_from_slice(&context);
-                self.message.extend_from_slice(&payload[..begin]);
-                self.message.extend_from_slice(&payload[end..]);
-            }
-        }
+        parts.into_iter().for_each(|part| self.message.extend_from_slice(part));
         sha256(&self.message)
     }
 
-    /// Where the context ends that begins at `begin`, and its digest.
-    fn context(&mut self, payload: &[u8], begin: usize) -> (usize, [u8; 32]) {
-        let attributes = &payload[begin..];
+    /// The context that attributes begin with.
+    pub(crate) fn context(&mut self, attributes: &[u8]) -> Context<'_> {
         if self.known.is_empty() {
             self.known.resize_with(SETS, Default::default);
         }
         let set = &mut self.known[set_of(attributes)];
         // What reading the attributes one by one would find, and nothing else.
-        let is_it = |known: &&Known| {
+        let is_it = |known: &Known| {
             let rest = attributes.strip_prefix(known.context.as_slice());
             !known.context.is_empty() && rest.is_some_and(field::is_context_end)
         };
-        if let Some(known) = set.iter().find(is_it) {
-            return (begin + known.context.len(), known.digest);
+        if let Some(at) = set.iter().position(is_it) {
+            // What is used stays.
+            set[..=at].rotate_right(1);
+            let Known { context, digest, holders } = &mut set[0];
+            return Context { length: context.len(), digest: *digest, holders: Some(holders) };
         }
         let context = &attributes[..field::context_length(attributes)];
         let digest = sha256(context);
@@ -80,19 +95,26 @@ impl Chain {
             // Not up to twice as much, as a vector grows otherwise.
             set[0].context.reserve_exact(context.len());
             set[0].context.extend_from_slice(context);
-            set[0].digest = digest;
+            (set[0].digest, set[0].holders) = (digest, Holders::default());
         }
-        (begin + context.len(), digest)
+        Context { length: context.len(), digest, holders: None }
+    }
+
+    /// No record holds a context any more: what was written last is gone.
+    pub(crate) fn forget_holders(&mut self) {
+        self.known.iter_mut().flatten().for_each(|known| known.holders = Holders::default());
     }
 }
 
-/// Which set a context is in. Who makes contexts meet in one set makes them be hashed again, no more.
+/// Which set a context is in. Who makes contexts meet in one set makes them be hashed
+/// and written again, no more.
 fn set_of(attributes: &[u8]) -> usize {
     let words = attributes.as_chunks::<8>().0.iter().take(SET_BYTES / 8);
     let sum = words.zip(1u64..).fold(0u64, |sum, (word, nth)| {
         sum.wrapping_add(u64::from_le_bytes(*word).wrapping_mul(0x9e37_79b9_7f4a_7c15u64.wrapping_mul(2 * nth + 1)))
     });
-    (sum >> 32) as usize % SETS
+    // The upper bits: only they depend on all bytes of each word.
+    (sum >> (u64::BITS - SETS.ilog2())) as usize
 }
 
 fn sha256(message: &[u8]) -> [u8; 32] {
@@ -147,6 +169,19 @@ mod tests {
         }
         let remembered = chain.known.iter().flatten().map(|known| known.context.len()).sum::<usize>();
         assert!(remembered > 0 && remembered <= SETS * WAYS * CONTEXT_BYTES_MAX);
+    }
+
+    #[test]
+    fn contexts_of_one_connection_with_many_authorities_are_all_remembered() {
+        let shared = "x".repeat(400);
+        let fields: Vec<Vec<u8>> = (0..40)
+            .map(|host| field(&[("server.address", &format!("host-{host}")), ("a", &shared), (UID, "1")]))
+            .collect();
+        let mut chain = Chain::default();
+        for turn in 0..3 {
+            let known = |field: &&Vec<u8>| chain.context(&field[12..]).holders.is_some();
+            assert_eq!(fields.iter().filter(known).count(), if turn == 0 { 0 } else { 40 }, "in turn {turn}");
+        }
     }
 
     #[test]

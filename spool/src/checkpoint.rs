@@ -8,7 +8,7 @@ use std::io;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use record::{Event, EventName, Severity, Uid, Value, field, key, line, otlp};
 
-use crate::{Error, Spool, Storage, append::REPORTS_MAX, chain, storage};
+use crate::{Error, Spool, Storage, append::REPORTS_MAX, chain, checksum::crc32c, storage};
 
 /// Where the last checkpoint is kept.
 pub const CHECKPOINT_FILE: &str = "checkpoint";
@@ -141,7 +141,7 @@ impl Kept {
         out.extend_from_slice(&self.generation.to_le_bytes());
         out.extend_from_slice(&self.number.to_le_bytes());
         out.extend_from_slice(&u32::try_from(self.field.len()).ok()?.to_le_bytes());
-        let checksum = crc32c::crc32c_append(crc32c::crc32c(&out), &self.field);
+        let checksum = crc32c([&out, &self.field]);
         out.extend_from_slice(&checksum.to_le_bytes());
         out.extend_from_slice(&self.field);
         (out.len() <= SLOTS[1]).then_some(out)
@@ -152,7 +152,7 @@ impl Kept {
         let number = |at: usize| head[at..at + 8].try_into().map(u64::from_le_bytes).ok();
         let four = |at: usize| head[at..at + 4].try_into().map(u32::from_le_bytes).ok();
         let field = rest.get(..usize::try_from(four(24)?).ok()?)?;
-        if &head[..8] != MAGIC || four(28)? != crc32c::crc32c_append(crc32c::crc32c(&head[..28]), field) {
+        if &head[..8] != MAGIC || four(28)? != crc32c([&head[..28], field]) {
             return None;
         }
         let checkpoint = Checkpoint::decode(field::contents(field).next()?.ok()?)?;

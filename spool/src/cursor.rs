@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::{Sink, Storage};
+use crate::{Sink, Storage, checksum::crc32c};
 
 const MAGIC: &[u8; 8] = b"PICKETCU";
 const SLOT_BYTES: usize = 36;
@@ -26,7 +26,7 @@ impl Cursor {
         for (at, number) in [(8, self.generation), (16, self.next), (24, self.time)] {
             out[at..at + 8].copy_from_slice(&number.to_le_bytes());
         }
-        let checksum = crc32c::crc32c(&out[..32]).to_le_bytes();
+        let checksum = crc32c([&out[..32]]).to_le_bytes();
         out[32..].copy_from_slice(&checksum);
         out
     }
@@ -34,7 +34,7 @@ impl Cursor {
     fn decode(bytes: &[u8]) -> Option<Self> {
         let bytes: &[u8; SLOT_BYTES] = bytes.get(..SLOT_BYTES)?.try_into().ok()?;
         let number = |at: usize| bytes[at..at + 8].try_into().map(u64::from_le_bytes).ok();
-        let whole = &bytes[..8] == MAGIC && bytes[32..] == crc32c::crc32c(&bytes[..32]).to_le_bytes();
+        let whole = &bytes[..8] == MAGIC && bytes[32..] == crc32c([&bytes[..32]]).to_le_bytes();
         whole.then_some(Self { generation: number(8)?, next: number(16)?, time: number(24)? })
     }
 

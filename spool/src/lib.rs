@@ -12,7 +12,9 @@
 //! Blocking, without threads and without a clock: the time is an argument. Threads, queues and the collector are those of
 //! the crate `export`.
 
+mod checksum;
 mod segment;
+mod context;
 mod chain;
 mod storage;
 mod cursor;

@@ -193,7 +193,7 @@ impl Spool {
     /// When that is not possible.
     pub fn close(&mut self, now: u64) -> Result<(), Error> {
         self.tick(now)?;
-        self.sync()?;
+        self.seal()?;
         // What was lost is said for good now, and the cursors may stand where they are.
         let stored = self.shared.lock().store_cursors(&*self.shared.storage, true);
         stored.map_err(storage("the cursor cannot be written"))
@@ -247,8 +247,10 @@ fn recover_end(store: &dyn Storage, found: &mut Vec<Found>, recovery: &mut Recov
         }
         // A header alone is kept, too: it knows the stream and the end of the chain.
         if end.records > 0 || header.is_some() {
+            // Also when it is whole: room that was reserved behind it is given back, if that is possible.
+            let cut = store.truncate(&name, whole);
             if whole < segment.bytes {
-                store.truncate(&name, whole).map_err(failed)?;
+                cut.map_err(failed)?;
             }
             (segment.bytes, segment.last, segment.until) = (whole, end.tip.next - 1, end.tip.time.max(segment.until));
             return Ok(end.tip);
@@ -272,7 +274,7 @@ fn scan_end(bytes: &[u8], segment: &Segment, header: Option<&Header>) -> End {
     let (rule, mut chain) = (header.map_or(Rule::Context, |header| header.rule), Chain::default());
     let (mut records, mut offset) = (0, 0);
     let mut scan = Scan::new(bytes, segment.epoch, segment.first.saturating_sub(1));
-    while let Some(found) = scan.next() {
+    while let Some(found) = scan.advance() {
         let Scanned::Entry(entry) = found else { continue };
         match entry.kind {
             Kind::Record | Kind::Report => {

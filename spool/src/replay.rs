@@ -7,7 +7,8 @@ use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use crate::{
     Error, Gap, Reason, Sink,
-    retain::content,
+    context::Contexts,
+    retain::know_damage,
     segment::{ENTRY_BYTES, HEADER_BYTES, Kind, PAYLOAD_BYTES_MAX, Scan, Scanned},
     shared::{Segment, Shared, Status},
     storage,
@@ -66,11 +67,13 @@ pub struct Reader {
     /// The number of the next record to be given out.
     next: u64,
     place: Option<Place>,
+    /// Of the segment that `place` is in, up to there.
+    contexts: Contexts,
 }
 
 impl Reader {
     pub(crate) fn new(shared: Arc<Shared>, sink: Sink, next: u64) -> Self {
-        Self { shared, sink, next, place: None }
+        Self { shared, sink, next, place: None, contexts: Contexts::default() }
     }
 
     /// Who reads.
@@ -137,9 +140,11 @@ impl Reader {
         Some((state.segments[at], at + 1 == state.segments.len()))
     }
 
-    fn place_in(&self, segment: &Segment) -> Place {
-        let begin = Place { epoch: segment.epoch, offset: 0, last: segment.first.saturating_sub(1) };
-        self.place.filter(|place| place.epoch == segment.epoch).unwrap_or(begin)
+    fn place_in(&mut self, segment: &Segment) -> Place {
+        self.place.filter(|place| place.epoch == segment.epoch).unwrap_or_else(|| {
+            self.contexts = Contexts::default();
+            Place { epoch: segment.epoch, offset: 0, last: segment.first.saturating_sub(1) }
+        })
     }
 
     fn still_there(&self, segment: &Segment) -> bool {
@@ -148,7 +153,7 @@ impl Reader {
 
     /// Takes entries from `place` on into the chunk; true when there are more in the segment.
     fn read(
-        &self,
+        &mut self,
         segment: &Segment,
         place: &mut Place,
         end: usize,
@@ -156,26 +161,23 @@ impl Reader {
         chunk: &mut Chunk,
     ) -> Result<bool, Error> {
         let name = segment.name();
-        let mut size = max_bytes.clamp(WINDOW_BYTES, 4 << 20);
+        let mut size = WINDOW_BYTES;
         loop {
             let size_now = size.min(end - place.offset);
             let from = (HEADER_BYTES + place.offset) as u64;
             let bytes = self.shared.storage.read(&name, from, size_now);
             let bytes = bytes.map_err(|error| storage(format!("{name} cannot be read"))(error))?;
             let whole = place.offset + bytes.len() >= end || bytes.len() < size_now;
-            let mut scan = if whole {
-                Scan::new(&bytes, place.epoch, place.last)
-            } else {
-                Scan::window(&bytes, place.epoch, place.last)
-            };
+            let mut scan = Scan::resume(&bytes, place.epoch, place.last, std::mem::take(&mut self.contexts), whole);
             let full = self.take(segment, place.offset, &mut scan, max_bytes, chunk);
-            let moved = scan.offset();
+            let (moved, last) = (scan.offset(), scan.sequence());
+            self.contexts = scan.into_contexts();
             if whole && !full && moved < end - place.offset {
-                self.tail(segment, place.offset + moved, end, scan.sequence(), chunk);
+                self.tail(segment, place.offset + moved, end, last, chunk);
                 (place.offset, place.last) = (end, segment.last);
                 return Ok(false);
             }
-            (place.offset, place.last) = (place.offset + moved, scan.sequence());
+            (place.offset, place.last) = (place.offset + moved, last);
             if full || whole {
                 return Ok(place.offset < end);
             }
@@ -190,8 +192,8 @@ impl Reader {
     /// Takes entries out of a scan; true when the chunk is full.
     fn take(&self, segment: &Segment, offset: usize, scan: &mut Scan<'_>, max_bytes: usize, chunk: &mut Chunk) -> bool {
         loop {
-            let before = scan.clone();
-            match scan.next() {
+            let (before, last) = (scan.offset(), scan.sequence());
+            match scan.advance() {
                 None => return false,
                 Some(Scanned::Entry(entry)) if entry.kind == Kind::BatchEnd => {
                     chunk.time = entry.batch_end().map_or(chunk.time, |(time, _)| time);
@@ -199,7 +201,7 @@ impl Reader {
                 Some(Scanned::Entry(entry)) if entry.sequence < self.next => {}
                 Some(Scanned::Entry(entry)) => {
                     if chunk.records > 0 && chunk.fields.len() + entry.payload.len() > max_bytes {
-                        *scan = before;
+                        scan.go_back(before, last);
                         return true;
                     }
                     chunk.fields.extend_from_slice(entry.payload);
@@ -236,31 +238,23 @@ impl Reader {
 
     /// What no gap says yet of damaged records that this sink lacks, and who else lacks them; it counts as said from now on.
     fn unsaid(&self, first: u64, last: u64) -> Vec<(u64, u64, Option<Sink>)> {
-        let looked = self.shared.lock().damaged.is_some();
-        // Read without the lock: one reader too many may look, and finds the same.
-        let reported = if looked { Vec::new() } else { self.reported() };
+        know_damage(&self.shared, None);
         let mut state = self.shared.lock();
         let others = state.consumers.iter().filter(|consumer| consumer.sink != self.sink);
         let furthest = others.map(|consumer| consumer.taken).max().unwrap_or(0);
         let parts = [(first, last.min(furthest.saturating_sub(1)), Some(self.sink)), (first.max(furthest), last, None)];
         let mut parts: Vec<_> = parts.into_iter().filter(|(first, last, _)| first <= last).collect();
         let oldest = state.segments.front().map_or(0, |segment| segment.first);
-        let damaged = state.damaged.get_or_insert(reported);
+        let damaged = state.damaged.get_or_insert_default();
         damaged.retain(|(_, last, _)| *last >= oldest);
-        for known in damaged.iter().filter(|known| known.2.is_none_or(|sink| sink == self.sink)) {
+        let concerns = |known: &&(u64, u64, Option<Sink>)| {
+            known.0 <= last && first <= known.1 && known.2.is_none_or(|sink| sink == self.sink)
+        };
+        for known in damaged.iter().filter(concerns) {
             parts = parts.into_iter().flat_map(|part| without(part, (known.0, known.1))).collect();
         }
         damaged.extend(&parts);
         parts
-    }
-
-    /// What gaps in the spool say of damage.
-    fn reported(&self) -> Vec<(u64, u64, Option<Sink>)> {
-        let segments: Vec<Segment> = self.shared.lock().segments.iter().copied().collect();
-        let reports = segments
-            .iter()
-            .flat_map(|segment| content(&*self.shared.storage, segment, segment.first, segment.last).reports);
-        reports.filter(|gap| gap.reason == Reason::Damaged).map(|gap| (gap.first, gap.last, gap.sink)).collect()
     }
 
     /// The chunk leaves: what it holds is no loss any more when its segment goes.

@@ -6,8 +6,9 @@ use crate::{
     Error, Gap, OnFull, Reason, Spool, Storage,
     append::{Active, REPORTS_MAX},
     chain::{Chain, Rule},
+    context::Contexts,
     segment::{ENTRY_BYTES, HEADER_BYTES, Header, Kind, PAYLOAD_BYTES_MAX, Scan, Scanned},
-    shared::{Segment, note},
+    shared::{Segment, Shared, note},
     storage,
 };
 
@@ -185,7 +186,11 @@ impl Spool {
             None => Some(self.tip.digest),
         };
         for (first, last, sink) in missing {
-            let Content { records, before, after, .. } = content(&*self.shared.storage, &segment, first, last);
+            let Content { records, before, after, is_damaged, .. } =
+                content(&*self.shared.storage, &segment, first, last);
+            if is_damaged {
+                know_damage(&self.shared, Some(&segment));
+            }
             let after = if last == segment.last { end } else { after };
             let records = records.saturating_sub(self.shared.lock().said_damaged(first, last, sink));
             let (since, until) = (segment.since, segment.until);
@@ -208,10 +213,30 @@ impl Spool {
     }
 }
 
+/// Finds out what gaps in the spool, and in a segment that is about to go, say of damage: a process before this one may have
+/// found it.
+pub(crate) fn know_damage(shared: &Shared, going: Option<&Segment>) {
+    let segments: Vec<Segment> = {
+        let state = shared.lock();
+        if state.damaged.is_some() {
+            return;
+        }
+        state.segments.iter().chain(going).copied().collect()
+    };
+    // Read without the lock: whoever else looks meanwhile finds the same.
+    let reports =
+        segments.iter().flat_map(|segment| content(&*shared.storage, segment, segment.first, segment.last).reports);
+    let damage = reports.filter(|gap| gap.reason == Reason::Damaged).map(|gap| (gap.first, gap.last, gap.sink));
+    let damage = damage.collect();
+    shared.lock().damaged.get_or_insert(damage);
+}
+
 /// What a segment holds of some numbers.
 pub(crate) struct Content {
-    /// How many records.
+    /// How many records, with those that are damaged.
     pub(crate) records: u64,
+    /// Whether some are.
+    pub(crate) is_damaged: bool,
     /// The gaps that they report.
     pub(crate) reports: Vec<Gap>,
     /// The chain digest before them, where it is known.
@@ -247,7 +272,7 @@ pub(crate) fn content(store: &dyn Storage, segment: &Segment, from: u64, to: u64
     let header = header(store, segment);
     let digest = header.map(|header| header.digest);
     let (rule, mut chain) = (header.map_or(Rule::Context, |header| header.rule), Chain::default());
-    let mut content = Content { records: 0, reports: Vec::new(), before: digest, after: digest };
+    let mut content = Content { records: 0, is_damaged: false, reports: Vec::new(), before: digest, after: digest };
     let done = walk(store, segment, |found| {
         follow(&mut chain, rule, &mut content.before, from, &found);
         follow(&mut chain, rule, &mut content.after, to.saturating_add(1), &found);
@@ -259,12 +284,15 @@ pub(crate) fn content(store: &dyn Storage, segment: &Segment, from: u64, to: u64
                     content.reports.extend(Gap::decode(entry.payload));
                 }
             }
-            Scanned::Damage { first, last, .. } => content.records += overlap(first, last),
+            Scanned::Damage { first, last, .. } => {
+                content.records += overlap(first, last);
+                content.is_damaged = true;
+            }
         }
     });
     if done.is_err() {
         let records = overlap(segment.first, segment.last);
-        return Content { records, reports: Vec::new(), before: None, after: None };
+        return Content { records, is_damaged: true, reports: Vec::new(), before: None, after: None };
     }
     content
 }
@@ -273,13 +301,15 @@ pub(crate) fn content(store: &dyn Storage, segment: &Segment, from: u64, to: u64
 fn walk(store: &dyn Storage, segment: &Segment, mut see: impl FnMut(Scanned<'_>)) -> std::io::Result<()> {
     let end = usize::try_from(segment.bytes).unwrap_or(usize::MAX).saturating_sub(HEADER_BYTES);
     let (mut offset, mut last, mut size) = (0, segment.first.saturating_sub(1), WINDOW_BYTES);
+    let mut contexts = Contexts::default();
     while offset < end {
         let size_now = size.min(end - offset);
         let bytes = store.read(&segment.name(), (HEADER_BYTES + offset) as u64, size_now)?;
         let whole = offset + bytes.len() >= end || bytes.len() < size_now;
-        let scan = if whole { Scan::new } else { Scan::window };
-        let mut scan = scan(&bytes, segment.epoch, last);
-        scan.by_ref().for_each(&mut see);
+        let mut scan = Scan::resume(&bytes, segment.epoch, last, std::mem::take(&mut contexts), whole);
+        while let Some(found) = scan.advance() {
+            see(found);
+        }
         if whole {
             let (at, rest) = (scan.offset(), bytes.len() - scan.offset());
             if rest > 0 {
@@ -293,6 +323,7 @@ fn walk(store: &dyn Storage, segment: &Segment, mut see: impl FnMut(Scanned<'_>)
             size = if size < longest { longest } else { usize::MAX };
         }
         (offset, last) = (offset + scan.offset(), scan.sequence());
+        contexts = scan.into_contexts();
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FallocateFlags, FlockOperation};
 
 use crate::Error;
 
@@ -49,11 +49,14 @@ pub trait Storage: std::fmt::Debug + Send + Sync + 'static {
 /// A file that grows.
 #[expect(clippy::missing_errors_doc, reason = "said once for all")]
 pub trait File: std::fmt::Debug + Send {
+    /// Asks for room up to `length` bytes, which costs less than finding it for each write. The file does not get longer by it,
+    /// and whether there is room shows when something is written.
+    fn reserve(&mut self, _length: u64) {}
     /// Appends all of `bytes`; after an error the file may hold some of them.
     fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
     /// Makes all that was appended durable. Fails too when the file has no name any more.
     fn sync(&mut self) -> io::Result<()>;
-    /// Shortens the file.
+    /// Shortens the file, and gives back what was reserved behind it.
     fn truncate(&mut self, length: u64) -> io::Result<()>;
 }
 
@@ -170,6 +173,13 @@ impl Storage for Disk {
 struct DiskFile(fs::File);
 
 impl File for DiskFile {
+    fn reserve(&mut self, length: u64) {
+        // Not each file system can do it, and then nothing is lost but time; but what it could do is given back.
+        if rustix::fs::fallocate(&self.0, FallocateFlags::KEEP_SIZE, 0, length).is_err() {
+            let _kept = self.0.metadata().and_then(|metadata| self.0.set_len(metadata.len()));
+        }
+    }
+
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         io::Write::write_all(&mut self.0, bytes)
     }

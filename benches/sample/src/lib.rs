@@ -41,9 +41,14 @@ pub fn request(context: &ContextAttributes, uids: &mut UidSource, number: u64, o
 
 /// Who talks to whom in all of them: a meshed edge, as most are.
 pub fn context() -> ContextAttributes {
+    connection(1)
+}
+
+/// The same over another connection.
+pub fn connection(number: u64) -> ContextAttributes {
     Context {
         direction: Direction::Outbound,
-        source: ([10, 0, 0, 1], 40_000).into(),
+        source: ([10, 0, 0, 1], 40_000 + (number % 20_000) as u16).into(),
         destination: ([10, 96, 0, 7], 80).into(),
         upstream: Some(([10, 244, 0, 3], 8080).into()),
         service: Some("orders.shop"),
@@ -63,5 +68,5 @@ pub fn context() -> ContextAttributes {
         decision: Decision::Meshed,
         decision_reason: "proved",
     }
-    .encode(UidSource::new(8).next(1))
+    .encode(UidSource::new(8).next(number))
 }

@@ -1,5 +1,5 @@
-//! `picket-bench-spool DIRECTORY [spool]`: what a record costs on its way into the spool, part by part, and beside redb in
-//! the same run; with `spool`, without redb.
+//! `picket-bench-spool DIRECTORY [spool|whole]`: what a record costs on its way into the spool, part by part, and beside redb
+//! in the same run; with `spool`, without redb; with `whole`, nothing but the whole way, for a profiler.
 //!
 //! Promises: both write the same batches to the same disk and sync at the same times; they take turns, and a figure is the
 //! median of its rounds. CPU is what the process used (CLOCK_PROCESS_CPUTIME_ID), the kernel's work for its writes and
@@ -28,6 +28,9 @@ const QUEUE_BYTES: usize = 8 << 20;
 const WAITING_BYTES_MAX: u64 = 1 << 20;
 const INTERVAL: Duration = Duration::from_millis(100);
 const ROUNDS: usize = 5;
+/// Records of one connection share their context; of 1000 in turn the writer remembers none, as when each connection has one
+/// request.
+const CONNECTIONS: [usize; 4] = [1, 100, 200, 1000];
 const TABLE: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("records");
 
 /// When the disk has to hold what was written.
@@ -46,37 +49,42 @@ struct Cost {
 }
 
 fn main() -> Result<()> {
-    let directory = std::env::args().nth(1).context("usage: picket-bench-spool DIRECTORY [spool]")?;
-    let beside = std::env::args().nth(2).is_none_or(|only| only != "spool");
+    let directory = std::env::args().nth(1).context("usage: picket-bench-spool DIRECTORY [spool|whole]")?;
+    let only = std::env::args().nth(2);
     let directory = PathBuf::from(directory).join(format!("picket-bench-spool-{}", std::process::id()));
     std::fs::create_dir(&directory)?;
-    let result = measure(&directory, beside);
+    let result = measure(&directory, only.as_deref());
     std::fs::remove_dir_all(&directory)?;
     result
 }
 
-fn measure(directory: &Path, beside: bool) -> Result<()> {
+fn measure(directory: &Path, only: Option<&str>) -> Result<()> {
     let before = memory("VmRSS:")?;
-    let whole =
-        (0..ROUNDS).map(|round| run_whole(&directory.join(format!("whole-{round}")))).collect::<Result<Vec<_>>>()?;
+    for connections in CONNECTIONS {
+        let rounds = (0..ROUNDS).map(|round| run_whole(&directory.join(format!("{connections}-{round}")), connections));
+        let name = format!("from the end of a request to the disk, {connections} connections in turn");
+        show(&name, "sync each 100 ms", &rounds.collect::<Result<Vec<_>>>()?);
+    }
     let more = memory("VmHWM:")?.saturating_sub(before);
+    println!("memory for that: {more} KiB, of which at most {} KiB are records that wait", WAITING_BYTES_MAX >> 10);
+    if only == Some("whole") {
+        return Ok(());
+    }
     let batches = batches();
     let bytes: usize = batches.iter().map(|(_, fields)| fields.len()).sum();
     println!("{RECORDS} records of {} bytes, {} batches, {ROUNDS} rounds", bytes as u64 / RECORDS, batches.len());
-    show("from the end of a request to the disk", "sync each 100 ms", &whole);
-    println!("memory for that: {more} KiB, of which at most {} KiB are records that wait", WAITING_BYTES_MAX >> 10);
     println!("encode, on the request thread: {:.0} ns/record", encode_nanos());
     parts(&batches)?;
     for (when, name) in [(When::Interval, "sync each 100 ms"), (When::Always, "sync each batch")] {
         let (mut spool, mut redb) = (Vec::new(), Vec::new());
         for round in 0..ROUNDS {
             spool.push(run_spool(&directory.join(format!("spool-{round}")), &batches, when)?);
-            if beside {
+            if only.is_none() {
                 redb.push(run_redb(&directory.join(format!("redb-{round}")), &batches, when)?);
             }
         }
         show("spool", name, &spool);
-        if beside {
+        if only.is_none() {
             show("redb", name, &redb);
         }
     }
@@ -204,20 +212,22 @@ fn parts(batches: &[(u32, Vec<u8>)]) -> Result<()> {
 }
 
 /// All of the way: a worker's journal, the queue, the spool's thread, the disk.
-fn run_whole(directory: &Path) -> Result<Cost> {
+fn run_whole(directory: &Path, connections: usize) -> Result<Cost> {
     let (spool, reader, _) = Spool::open(Arc::new(Disk::open(directory)?), config(When::Interval), now())?;
     let (sender, receiver) = export::queue(QUEUE_BYTES);
     let (status, counters) = (Arc::clone(spool.status()), Arc::clone(sender.counters()));
     let spooled = export::Spooled::spawn(receiver, spool, reader, Sync::Interval(INTERVAL))?;
     let journal = proxy::journal::Journal::new(vec![sender], Arc::default(), 9);
-    let (context, mut uids) = (bench_sample::context(), UidSource::new(9));
+    let contexts: Vec<_> = (0..connections as u64).map(bench_sample::connection).collect();
+    let mut uids = UidSource::new(9);
     let cost = cost(|| {
         for number in 0..RECORDS {
             // What no test may do, a load does: it waits while the queue is nearly full, as the disk is its measure.
             while number % 100 == 0 && counters.queued_bytes() > WAITING_BYTES_MAX {
                 std::thread::sleep(Duration::from_millis(1));
             }
-            journal.append(|out| bench_sample::request(&context, &mut uids, number, out));
+            let context = &contexts[number as usize % connections];
+            journal.append(|out| bench_sample::request(context, &mut uids, number, out));
         }
         journal.flush();
         while status.spooled() < RECORDS {

@@ -371,7 +371,7 @@ fn a_changed_byte_of_a_segment_is_damage_and_a_forged_record_breaks_the_chain() 
     let mut scan = spool::Scan::new(&bytes[spool::HEADER_BYTES..], epoch, first - 1);
     let begin = loop {
         let begin = spool::HEADER_BYTES + scan.offset();
-        scan.next().unwrap();
+        scan.advance().unwrap();
         if spool::HEADER_BYTES + scan.offset() > at {
             break begin;
         }

@@ -76,7 +76,8 @@ fn reported(memory: &Memory) -> Vec<Gap> {
     let mut gaps = Vec::new();
     for name in memory.segments() {
         let (bytes, (first, epoch)) = (memory.content(&name), spool::parse_name(&name).unwrap());
-        for found in spool::Scan::new(&bytes[spool::HEADER_BYTES..], epoch, first - 1) {
+        let mut scan = spool::Scan::new(&bytes[spool::HEADER_BYTES..], epoch, first - 1);
+        while let Some(found) = scan.advance() {
             let spool::Scanned::Entry(entry) = found else { panic!("nothing is damaged") };
             gaps.extend(Gap::decode(entry.payload).filter(|_| entry.kind == spool::Kind::Report));
         }

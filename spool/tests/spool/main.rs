@@ -10,10 +10,11 @@ mod faults;
 mod retention;
 mod kill;
 mod checkpoint;
+mod short;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use record::{Event, EventName, Severity, UidSource, Value, field, key, line};
+use record::{UidSource, field, key, line, otlp::Attributes};
 use spool::{Config, Disk, Gap, OnFull, Reader, Recovery, Spool, Storage, Sync};
 
 const SECOND: u64 = 1_000_000_000;
@@ -37,15 +38,28 @@ fn open_with(storage: &Arc<impl Storage>, config: Config) -> (Spool, Reader, Rec
     Spool::open(Arc::clone(storage) as Arc<dyn Storage>, config, SECOND).unwrap()
 }
 
-/// A batch with one record for each number, of different lengths.
+/// What all records of connections share.
+const SHARED: &str = "a context, as records of connections have one: who talks to whom, over what, by which decision, and so on and so on, \
+                      in some hundred bytes, of which it is enough to have 256";
+
+/// A batch with one record for each number, of different lengths: of three connections, and each fourth of none.
 fn batch(numbers: std::ops::Range<u64>) -> Vec<u8> {
     let mut fields = Vec::new();
     for number in numbers {
-        let text = "x".repeat((number * 37 % 300) as usize);
-        let attributes = [(key::DETAIL, Value::Text(&text)), ("n", Value::Int(number))];
-        let uid = UidSource::new(u128::from(number)).next(number);
-        let (name, severity) = (EventName::Alert, Severity::Info);
-        Event { uid, name, time_unix_nanos: number, severity, attributes: &attributes }.encode(&mut fields);
+        let text = "x".repeat((number * 37 % 150) as usize);
+        let mut content = vec![0x09];
+        content.extend_from_slice(&number.to_le_bytes());
+        let mut attributes = Attributes::new(&mut content);
+        if !number.is_multiple_of(4) {
+            attributes.text(key::CONNECTION_UID, &(number % 3).to_string());
+            // Long enough that nothing behind it tells contexts from each other.
+            attributes.text(key::SERVICE, SHARED);
+        }
+        let uid = UidSource::new(u128::from(number)).next(number).text();
+        attributes.text(key::LOG_RECORD_UID, std::str::from_utf8(&uid).unwrap());
+        attributes.text(key::DETAIL, &text);
+        attributes.int("n", number);
+        field::append(&mut fields, &content).unwrap();
     }
     fields
 }
@@ -89,6 +103,12 @@ impl Read {
                 })
             };
             let sequence = int(key::SEQUENCE).unwrap();
+            if line::attributes(content).any(|attribute| attribute == (key::SERVICE, line::Attribute::Text(SHARED))) {
+                // Its own context, and no other.
+                let connection = line::attributes(content).find(|(name, _)| *name == key::CONNECTION_UID);
+                let expected = int("n").map(|number| (number % 3).to_string()).unwrap_or_default();
+                assert_eq!(connection, Some((key::CONNECTION_UID, line::Attribute::Text(&expected))));
+            }
             // Gap records are known by their number being no number of the test.
             self.gaps.extend(Gap::decode(rest));
             let before = self.records.insert(sequence, int("n").unwrap_or(0));

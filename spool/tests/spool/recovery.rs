@@ -61,10 +61,11 @@ proptest! {
         let epoch = u64::from_str_radix(&name[17..33], 16).unwrap();
         let (mut hit, mut offset) = (Vec::new(), 96);
         let mut scan = spool::Scan::new(&clean[96..], epoch, 0);
-        while let Some(spool::Scanned::Entry(entry)) = scan.next() {
+        while let Some(spool::Scanned::Entry(entry)) = scan.advance() {
+            let (kind, sequence) = (entry.kind, entry.sequence);
             let range = offset..96 + scan.offset();
-            if entry.kind != spool::Kind::BatchEnd && clean[range.clone()] != bytes[range.clone()] {
-                hit.push(entry.sequence);
+            if kind != spool::Kind::BatchEnd && clean[range.clone()] != bytes[range.clone()] {
+                hit.push(sequence);
             }
             offset = range.end;
         }
@@ -91,7 +92,8 @@ proptest! {
 
     #[test]
     fn any_bytes_are_read_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..3000), last in any::<u64>()) {
-        prop_assert_eq!(spool::Scan::new(&bytes, 1, last).next(), None, "random bytes are no entry");
+        let mut scan = spool::Scan::new(&bytes, 1, last);
+        prop_assert_eq!(scan.advance(), None, "random bytes are no entry");
         let disk = Memory::new();
         disk.replace("0000000000000001-0000000000000001.seg", bytes.clone());
         disk.replace("cursor", bytes);
@@ -129,9 +131,9 @@ fn a_changed_record_breaks_the_chain_of_its_batch() {
     let clean = disk.content(&disk.segments()[0]);
     let epoch = u64::from_str_radix(&disk.segments()[0][17..33], 16).unwrap();
     let header = spool::Header::decode(&clean).unwrap();
-    let entries = spool::Scan::new(&clean[96..], epoch, 0);
+    let mut entries = spool::Scan::new(&clean[96..], epoch, 0);
     let (mut digest, mut sealed) = (header.digest, None);
-    for found in entries {
+    while let Some(found) = entries.advance() {
         let spool::Scanned::Entry(entry) = found else { panic!("{found:?}") };
         match entry.kind {
             spool::Kind::BatchEnd => sealed = entry.batch_end().map(|(_, digest)| digest),
@@ -139,7 +141,8 @@ fn a_changed_record_breaks_the_chain_of_its_batch() {
         }
     }
     assert_eq!(sealed, Some(digest));
-    let spool::Scanned::Entry(first) = spool::Scan::new(&clean[96..], epoch, 0).next().unwrap() else { panic!() };
+    let mut entries = spool::Scan::new(&clean[96..], epoch, 0);
+    let spool::Scanned::Entry(first) = entries.advance().unwrap() else { panic!() };
     let mut changed = first.payload.to_vec();
     changed[20] ^= 1;
     assert_ne!(spool::chain(&header.digest, 1, &changed), spool::chain(&header.digest, 1, first.payload));
@@ -176,5 +179,20 @@ fn the_second_version_is_read_for_good() {
     assert_eq!(
         (digest.as_str(), spool.tip().next, spool.tip().time),
         ("1d1818b8359c885e9b802cf652fc8b65e8bb017f9a6dd825198881e17290272b", 23, 2 * SECOND)
+    );
+}
+
+#[test]
+fn the_third_version_is_read_for_good() {
+    let directory = crate::Directory::new("fixture-3");
+    std::fs::copy("tests/fixtures/v3.seg", directory.0.join("0000000000000001-880d6b3cc2021087.seg")).unwrap();
+    let (spool, mut reader, recovery) = open(&directory.disk());
+    assert_eq!((recovery.torn, recovery.lost), (vec![], None));
+    // Two batches of twenty, of three connections, whose later records leave out what two earlier ones hold.
+    assert_eq!(read_all(&mut reader, 1000).numbers(), (0..40).collect::<Vec<_>>());
+    let digest: String = spool.tip().digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(
+        (digest.as_str(), spool.tip().next, spool.tip().time),
+        ("223bc77153f233c21af259111ef61f2794868e21b5d88298c78df64aea8c65bf", 41, 2 * SECOND)
     );
 }

@@ -292,9 +292,10 @@ fn damage(disk: &Memory, first: u64, last: u64) {
     let mut bytes = clean.clone();
     let epoch = u64::from_str_radix(&name[17..33], 16).unwrap();
     let (mut scan, mut offset) = (spool::Scan::new(&clean[96..], epoch, 0), 96);
-    while let Some(spool::Scanned::Entry(entry)) = scan.next() {
+    while let Some(spool::Scanned::Entry(entry)) = scan.advance() {
+        let (kind, sequence) = (entry.kind, entry.sequence);
         let end = 96 + scan.offset();
-        if entry.kind != spool::Kind::BatchEnd && (first..=last).contains(&entry.sequence) {
+        if kind != spool::Kind::BatchEnd && (first..=last).contains(&sequence) {
             bytes[offset..end].fill(0xa5);
         }
         offset = end;
@@ -407,20 +408,28 @@ fn damaged_for_both(disk: &std::sync::Arc<Memory>) -> (spool::Spool, spool::Read
 
 #[test]
 fn damage_that_one_sink_has_seen_is_not_counted_again_when_it_goes() {
-    let disk = Memory::new();
-    let (mut spool, mut collector, mut syslog) = damaged_for_both(&disk);
-    read_all(&mut collector, 2000);
-    spool.tick(2 * SECOND).unwrap();
-    spool.sync().unwrap();
-    append(&mut spool, 7200 * SECOND, 40..45).unwrap();
-    spool.sync().unwrap();
-    spool.tick(4000 * SECOND).unwrap();
-    spool.sync().unwrap();
-    let read = read_all(&mut syslog, 2000);
-    assert_eq!(read.unexplained(spool.tip().next - 1), Vec::<u64>::new());
-    let gaps = read.gaps.iter().filter(|gap| gap.first <= 30 && gap.sink.is_none_or(|sink| sink == Sink::Syslog));
-    let said: Vec<_> = gaps.map(|gap| (gap.reason, gap.first, gap.last, gap.records)).collect();
-    assert_eq!(said, [(Reason::Age, 1, 30, 22), (Reason::Damaged, 3, 10, 8)]);
+    for restart in [false, true] {
+        let disk = Memory::new();
+        let (mut spool, mut collector, mut syslog) = damaged_for_both(&disk);
+        read_all(&mut collector, 2000);
+        spool.tick(2 * SECOND).unwrap();
+        spool.sync().unwrap();
+        if restart {
+            drop((spool, collector, syslog));
+            (spool, collector, syslog) = open_both(&disk, config());
+        }
+        append(&mut spool, 7200 * SECOND, 40..45).unwrap();
+        spool.sync().unwrap();
+        spool.tick(4000 * SECOND).unwrap();
+        spool.sync().unwrap();
+        let read = read_all(&mut syslog, 2000);
+        assert_eq!(read.unexplained(spool.tip().next - 1), Vec::<u64>::new());
+        let gaps = read.gaps.iter().filter(|gap| gap.first <= 30 && gap.sink.is_none_or(|sink| sink == Sink::Syslog));
+        let said: Vec<_> = gaps.map(|gap| (gap.reason, gap.first, gap.last, gap.records)).collect();
+
+        assert_eq!(said, [(Reason::Age, 1, 30, 22), (Reason::Damaged, 3, 10, 8)], "after a restart: {restart}");
+        drop(collector);
+    }
 }
 
 #[test]
