@@ -83,7 +83,7 @@ pub(crate) struct Rig {
 }
 
 impl Rig {
-    /// A spool with this many records that wait.
+    /// A spool with this many records that wait, all of them in it: what is reported later has later numbers.
     pub(crate) fn new(name: &str, max_bytes: u64, records: usize) -> Self {
         let directory = Directory::new(name);
         let disk = Arc::new(Disk::open(&directory.0.join("spool")).unwrap());
@@ -97,6 +97,11 @@ impl Rig {
         let mut uids = uids(7);
         for _ in 0..records / 250 {
             rig.send(&mut uids, 250);
+        }
+        let end = Instant::now() + Duration::from_secs(60);
+        while rig.status.spooled() < records as u64 {
+            assert!(Instant::now() < end, "{} of {records} records are in the spool", rig.status.spooled());
+            std::thread::sleep(Duration::from_millis(5));
         }
         rig
     }
