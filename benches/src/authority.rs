@@ -68,7 +68,8 @@ impl Authority {
 
     /// A token of the pod with this number.
     pub(crate) fn token(&self, pod: usize) -> Result<String> {
-        let name = format!("web-{pod}");
+        // As long as names of pods are in a cluster.
+        let name = format!("some-deployment-{pod:010}-abcde");
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs();
         let claim = Claim {
             issuer: ISSUER,

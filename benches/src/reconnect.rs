@@ -151,7 +151,14 @@ async fn next_generation(followers: &mut [Follower]) -> Result<()> {
 
 fn uses(generation: u64) -> Status {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    Status { generation, time_unix_nanos: now.as_nanos() as i64, ..Status::default() }
+    Status {
+        generation,
+        time_unix_nanos: now.as_nanos() as i64,
+        certificate_serial: "f".repeat(32),
+        issuer_sha256: vec![7; 32],
+        certificate_not_after: now.as_secs() as i64 + 3600,
+        ..Status::default()
+    }
 }
 
 fn picket(authority: &Authority, arguments: &[&str]) -> Result<serde_json::Value> {

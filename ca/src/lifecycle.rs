@@ -6,6 +6,7 @@
 //! Nothing here reads a clock, a file or a random number. Leaves to others: new keys and certificates (`pki`), and that
 //! a change is on the disk before anybody sees it (`keeper`).
 
+use crate::pki;
 use crate::state::{
     Denied, Dropped, Ended, Issuer, Outcome, Root, RootUse, Rotation, Seconds, Sha256, Stage, State, Subject,
 };
@@ -273,14 +274,24 @@ pub fn is_stuck(state: &State, rules: &Rules, now: Seconds) -> bool {
 }
 
 /// The issuer of our own serving certificate: under the oldest root under which leaves are valid still, because every
-/// proxy, however far behind, trusts that one.
+/// proxy, however far behind, trusts that one. Never one that is denied, which nobody trusts.
 pub fn serving(state: &State, now: Seconds) -> &Issuer {
     let oldest = state.roots.iter().filter(|root| root.r#use != RootUse::Trusted).min_by_key(|root| root.id);
     let under = |root: &Root| {
-        let good = |issuer: &&Issuer| issuer.root == root.id && issuer.leaves_end.is_none_or(|end| now < end);
+        let good = |issuer: &&Issuer| {
+            issuer.root == root.id && issuer.leaves_end.is_none_or(|end| now < end) && !is_denied(state, issuer)
+        };
         state.issuers.iter().rfind(good)
     };
     oldest.and_then(under).unwrap_or_else(|| state.signing())
+}
+
+/// True when peers refuse whatever is under it. One that signs is never denied: the keeper sees to that.
+fn is_denied(state: &State, issuer: &Issuer) -> bool {
+    let keys_are_denied = state.denied.iter().any(|denied| matches!(denied.subject, Subject::Key(_)));
+    // One that cannot be read cannot be loaded, either.
+    let mut keys = issuer.chain.iter().filter_map(|pem| pki::key_of("an issuer", pem).ok());
+    keys_are_denied && keys.any(|key| state.denies(&Subject::Key(key)).is_some())
 }
 
 /// Stage one: `root` joins the bundle. `pending` is its issuer, when an operator brought both.

@@ -122,6 +122,25 @@ fn our_serving_certificate_is_one_that_the_furthest_behind_trusts() {
 }
 
 #[test]
+fn an_issuer_that_is_denied_signs_nothing_for_us_either() {
+    let mut first = state();
+    let (_, key, id) = crate::test_support::serving();
+    assert_eq!(id.trust_domain().as_str(), first.trust_domain);
+    let pem = pem::encode(&pem::Pem::new("CERTIFICATE", key.cert[1].to_vec()));
+    let key = crate::pki::key_of("the issuer", &pem).unwrap();
+    first.issuers[0].chain = vec![pem];
+    // Its leaves may live longer than those of the issuer that followed it.
+    first.issuers[0].longest_leaf = 5 * LEAF;
+    let replaced = replace_issuer(&first, issuer(3, 1, 10, 10_000, LEAF), 10);
+    let denied = deny(&replaced, Subject::Key(key), "stolen".into(), 11).unwrap();
+    let rotated = |state| sign(&begin(&state, root(4, 100_000), None, 12).unwrap(), issuer(5, 4, 20, 10_000, LEAF), 20);
+    let (replaced, denied) = (rotated(replaced).unwrap(), rotated(denied).unwrap());
+    let end = 20 + LEAF + LEASE;
+    assert_eq!((serving(&denied, end - 1).id, serving(&replaced, end).id), (3, 2));
+    assert_eq!(serving(&denied, end).id, 5);
+}
+
+#[test]
 fn a_rollback_undoes_or_turns_round() {
     let state = distributing();
     assert_eq!(rollback(&state, 20), Ok(Rollback::Undo));

@@ -21,7 +21,7 @@ pub const RECORD_BYTES_MAX: usize = 8 << 10;
 /// Bytes that are sealed into one record.
 pub const PLAIN_BYTES_MAX: usize = 16 << 10;
 /// Below the limits of all suites (RFC 8446, section 5.5; 2^24.5 for AES-GCM): nobody gets there honestly.
-const RECORDS_MAX: u64 = 1 << 24;
+const RECORDS_MAX: u32 = 1 << 24;
 const HEADER_BYTES: usize = 5;
 const KEY_BYTES: usize = 32;
 /// What the peer says last (RFC 8446, section 6.1): a warning, of close_notify.
@@ -62,12 +62,13 @@ pub enum SealError {
 struct Direction {
     key: AeadKey,
     iv: Iv,
-    records: u64,
+    records: u32,
 }
 
 impl Direction {
     #[expect(clippy::wildcard_enum_match_arm, reason = "rustls's enum is not ours and not exhaustive")]
     fn new((records, secrets): (u64, ConnectionTrafficSecrets)) -> Result<Self, SealError> {
+        let records = u32::try_from(records).map_err(|_| SealError::Worn)?;
         match secrets {
             ConnectionTrafficSecrets::Aes256Gcm { key, iv }
             | ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => Ok(Self { key, iv, records }),
@@ -83,7 +84,7 @@ impl Direction {
             return Err(SealError::Worn);
         }
         self.records += 1;
-        Ok((AeadKey::from(key), Iv::copy(self.iv.as_ref()), number))
+        Ok((AeadKey::from(key), Iv::copy(self.iv.as_ref()), number.into()))
     }
 }
 

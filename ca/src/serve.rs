@@ -31,13 +31,14 @@ use rustls_pki_types::PrivateKeyDer;
 use telemetry::chain;
 use time::OffsetDateTime;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tower::Service as _;
 
-use crate::follow::{self, Follower};
+use crate::follow;
 use crate::gather::Gather;
 use crate::issue::{self, IssueError};
 use crate::pki::{self, PkiError};
@@ -90,12 +91,13 @@ pub enum ServeError {
 #[derive(Debug)]
 pub(crate) struct Places {
     streams: Arc<Semaphore>,
-    streams_max: usize,
+    streams_max: u32,
 }
 
 impl Places {
     fn new(streams_max: usize) -> Arc<Self> {
-        Arc::new(Self { streams: Arc::new(Semaphore::new(streams_max)), streams_max })
+        let streams_max = u32::try_from(streams_max).unwrap_or(u32::MAX);
+        Arc::new(Self { streams: Arc::new(Semaphore::new(streams_max as usize)), streams_max })
     }
 
     /// One of them, for as long as the connection lives.
@@ -104,7 +106,13 @@ impl Places {
     /// When as many follow as may.
     pub(crate) fn take(&self) -> Result<OwnedSemaphorePermit, CallError> {
         let place = self.streams.clone().try_acquire_owned();
-        place.map_err(|_| CallError::StreamLimit(self.streams_max))
+        place.map_err(|_| CallError::StreamLimit(self.streams_max as usize))
+    }
+
+    /// Waits until nobody follows any more; nobody must begin meanwhile.
+    async fn all_given_back(&self) {
+        // It is never closed.
+        let _all = self.streams.acquire_many(self.streams_max).await;
     }
 }
 
@@ -164,7 +172,7 @@ impl IstioCertificateService for Certificates {
 /// When TLS cannot be set up.
 ///
 /// # Cancellation
-/// Dropping the future closes the listener and every connection.
+/// Dropping the future closes the listener and every connection of a caller. Who follows ends with the runtime.
 pub async fn serve(
     service: Arc<Service>,
     listener: TcpListener,
@@ -183,9 +191,8 @@ pub async fn serve(
     config.send_tls13_tickets = 0;
     // For the streams of those who follow: see `sealed`.
     config.enable_secret_extraction = true;
-    let (stopping, stopped) = watch::channel(false);
     let (tls, places) = (Arc::new(config).into(), Places::new(streams_max));
-    let accepting = Accepting { service: service.clone(), tls, places, stopped };
+    let accepting = Accepting { service: service.clone(), tls, places };
     let mut connections = JoinSet::new();
     tokio::select! {
         () = accepting.run(&listener, &mut connections) => {}
@@ -194,9 +201,9 @@ pub async fn serve(
         () = stop => {}
     }
     drop(listener);
-    stopping.send_replace(true);
     service.trust.stop();
     while connections.join_next().await.is_some() {}
+    accepting.places.all_given_back().await;
     Ok(())
 }
 
@@ -284,7 +291,6 @@ struct Accepting {
     service: Arc<Service>,
     tls: TlsAcceptor,
     places: Arc<Places>,
-    stopped: watch::Receiver<bool>,
 }
 
 impl Accepting {
@@ -292,8 +298,14 @@ impl Accepting {
         let callers = Arc::new(Semaphore::new(CALLERS_MAX));
         // The semaphore is never closed; if it were, there would be nothing left to accept.
         while let Ok(place) = callers.clone().acquire_owned().await {
-            while connections.try_join_next().is_some() {}
-            let (socket, source) = match listener.accept().await {
+            let accepted = loop {
+                tokio::select! {
+                    accepted = listener.accept() => break accepted,
+                    // At once: until then its memory stays.
+                    Some(_ended) = connections.join_next() => {}
+                }
+            };
+            let (socket, source) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(reason = %error, "cannot accept");
@@ -305,44 +317,46 @@ impl Accepting {
             if let Err(error) = socket.set_nodelay(true) {
                 tracing::debug!(%source, reason = %error, "the connection is gone already");
             }
-            // Boxed: what is needed to begin is gone when it follows.
-            let begin = Box::pin(self.clone().begin(socket, source, place));
-            connections.spawn(async move {
-                if let Some(follower) = begin.await {
-                    follower.run().await;
-                }
-            });
+            connections.spawn(self.clone().serve(socket, source, place));
         }
     }
 
     /// Serves a caller to its end, or makes a follower of it.
-    async fn begin(self, socket: TcpStream, source: SocketAddr, _place: OwnedSemaphorePermit) -> Option<Follower> {
-        let stream = match timeout(HANDSHAKE_TIMEOUT, self.tls.accept(socket)).await {
-            Ok(Ok(stream)) => stream,
+    async fn serve(self, socket: TcpStream, source: SocketAddr, _place: OwnedSemaphorePermit) {
+        let Some(stream) = self.handshake(socket, source).await else { return };
+        if stream.get_ref().1.alpn_protocol() == Some(identity::ALPN_TRUST) {
+            if let Some(follower) = follow::begin(self.service, stream, &self.places, source).await {
+                // A task of its own, no larger than what it keeps. Its place in `places` says when it is gone.
+                tokio::spawn(follower.run());
+            }
+            return;
+        }
+        let connection = Arc::new(Connection { source, admitted: AtomicBool::new(false) });
+        Box::pin(serve_connection(self.service, connection, *stream)).await;
+    }
+
+    /// Boxed is what comes of it: a thousand are at this at once, and each `await` would have its own place for it.
+    async fn handshake(&self, socket: TcpStream, source: SocketAddr) -> Option<Box<TlsStream<TcpStream>>> {
+        let handshake = tokio::select! {
+            handshake = timeout(HANDSHAKE_TIMEOUT, self.tls.accept(socket)) => handshake,
+            () = self.service.trust.stopped() => return None,
+        };
+        match handshake {
+            Ok(Ok(stream)) => Some(Box::new(stream)),
             Ok(Err(error)) => {
                 tracing::debug!(%source, reason = %error, "handshake failed");
-                return None;
+                None
             }
             Err(_) => {
                 tracing::debug!(%source, "handshake timed out");
-                return None;
+                None
             }
-        };
-        if stream.get_ref().1.alpn_protocol() == Some(identity::ALPN_TRUST) {
-            return follow::begin(self.service, stream, &self.places, source).await;
         }
-        let connection = Arc::new(Connection { source, admitted: AtomicBool::new(false) });
-        Box::pin(serve_connection(self.service, connection, stream, self.stopped)).await;
-        None
     }
 }
 
-async fn serve_connection(
-    service: Arc<Service>,
-    connection: Arc<Connection>,
-    stream: tokio_rustls::server::TlsStream<TcpStream>,
-    mut stopped: watch::Receiver<bool>,
-) {
+async fn serve_connection(service: Arc<Service>, connection: Arc<Connection>, stream: TlsStream<TcpStream>) {
+    let trust = service.trust.clone();
     let calls = Certificates(service.clone());
     let certificates = IstioCertificateServiceServer::new(calls).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let of_calls = connection.clone();
@@ -364,8 +378,7 @@ async fn serve_connection(
     let politely = tokio::select! {
         () = poll_fn(|cx| stream.turn(cx, served.as_mut())) => return,
         politely = connection.end() => politely,
-        // The sender stays until all connections are gone.
-        _stop = stopped.wait_for(|stopped| *stopped) => true,
+        () = trust.stopped() => true,
     };
     if politely {
         served.as_mut().graceful_shutdown();
@@ -416,8 +429,11 @@ impl ResolvesServerCert for Serving {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::task::{Context, Waker};
+
     use tokio::time::Instant as Clock;
+
+    use super::*;
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_ends_when_its_time_has_come_and_not_before() {
@@ -439,5 +455,15 @@ mod tests {
         assert!(matches!(places.take(), Err(CallError::StreamLimit(1))));
         drop(place);
         assert!(places.take().is_ok());
+    }
+
+    #[test]
+    fn the_end_waits_for_those_who_follow() {
+        let (places, mut context) = (Places::new(2), Context::from_waker(Waker::noop()));
+        let place = places.take().unwrap();
+        let mut gone = pin!(places.all_given_back());
+        assert!(gone.as_mut().poll(&mut context).is_pending());
+        drop(place);
+        assert!(gone.as_mut().poll(&mut context).is_ready());
     }
 }

@@ -59,7 +59,7 @@ async fn dial(config: &Identity, tls: ClientConfig) -> Result<TlsStream<TcpStrea
     })
 }
 
-/// A trust bundle stream that begins with what `status` says.
+/// A trust bundle stream that begins with what `status` says once the connection stands.
 ///
 /// # Errors
 /// When the CA cannot be reached, or is not who it should be; when the token cannot be read.
@@ -69,11 +69,11 @@ async fn dial(config: &Identity, tls: ClientConfig) -> Result<TlsStream<TcpStrea
 pub async fn follow(
     config: &Identity,
     store: &Arc<Store>,
-    status: Status,
+    status: impl FnOnce() -> Status,
 ) -> Result<Stream<TlsStream<TcpStream>>, Error> {
     let token = token(config)?;
     let connection = dial(config, identity::trust_client_config(store, &config.ca_identity)).await?;
-    Stream::open(connection, &token, status).await.map_err(|status| Error::Refused(Box::new(status)))
+    Stream::open(connection, &token, status()).await.map_err(|status| Error::Refused(Box::new(status)))
 }
 
 fn token(config: &Identity) -> Result<String, Error> {

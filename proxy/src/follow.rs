@@ -172,7 +172,8 @@ impl Follower {
         changed.mark_unchanged();
         let (said, mut outgoing) = watch::channel(self.status(""));
         let begin = async {
-            let status = outgoing.borrow_and_update().clone();
+            // The CA compares the time with its own: in a rush, dialling alone takes seconds.
+            let status = || now(&mut outgoing);
             let mut connection = ca_client::follow(&self.config, self.trust.store(), status).await?;
             let first = connection.bundle().await?.ok_or(Error::Ended)?;
             Ok::<_, Error>((connection, first))
@@ -187,10 +188,7 @@ impl Follower {
             let taken_at = progress.older_since.filter(|_| stream.older.is_some());
             tokio::select! {
                 bundle = connection.bundle() => self.receive(&mut stream, progress, bundle?.ok_or(Error::Ended)?),
-                _said = outgoing.changed() => {
-                    let status = outgoing.borrow_and_update().clone();
-                    connection.say(&status).await?;
-                }
+                _said = outgoing.changed() => connection.say(&now(&mut outgoing)).await?,
                 certificate = changed.changed() => {
                     certificate.map_err(|_| Error::Ended)?;
                     self.plan_renewal(progress, RENEW_AGAIN_MIN);
@@ -284,9 +282,8 @@ impl Follower {
     /// Tells the CA what is in use here, if that has changed or is an `answer` that it waits for.
     fn say(&self, stream: &Stream, answer: bool) {
         let status = self.status(&stream.refused);
-        let timeless = |status: &Status| Status { time_unix_nanos: 0, ..status.clone() };
         stream.said.send_if_modified(|said| {
-            let is_news = answer || timeless(said) != timeless(&status);
+            let is_news = answer || *said != status;
             if is_news {
                 *said = status;
             }
@@ -294,6 +291,7 @@ impl Follower {
         });
     }
 
+    /// What is to be said, without the time.
     fn status(&self, refused: &str) -> Status {
         let current = self.trust.store().current();
         let current = current.as_ref();
@@ -303,7 +301,7 @@ impl Follower {
             certificate_serial: current.map(|current| current.serial.clone()).unwrap_or_default(),
             issuer_sha256: current.and_then(|current| current.issuer_sha256).map(Vec::from).unwrap_or_default(),
             certificate_not_after: current.map_or(0, |current| current.not_after.as_secs() as i64),
-            time_unix_nanos: clock::wall().as_nanos() as i64,
+            time_unix_nanos: 0,
         }
     }
 
@@ -317,6 +315,11 @@ impl Follower {
             self.alerts.resolve(CLOCK_SKEW, &detail);
         }
     }
+}
+
+/// What is to be said, at the moment of saying it.
+fn now(said: &mut watch::Receiver<Status>) -> Status {
+    Status { time_unix_nanos: clock::wall().as_nanos() as i64, ..said.borrow_and_update().clone() }
 }
 
 async fn until(due: Option<Instant>) {

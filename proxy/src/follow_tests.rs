@@ -96,7 +96,9 @@ async fn a_generation_is_in_force_when_it_is_acknowledged() {
     let mut proxy = Proxy::start("in-force", &ca, as_it_is);
     proxy.has_certificate().await;
     let mut stream = ca.stream().await;
-    assert_eq!(stream.said().await.generation, 0, "so far there is the file");
+    let first = stream.said().await;
+    assert_eq!(first.generation, 0, "so far there is the file");
+    assert!(first.time_unix_nanos >= stream.accepted.as_nanos() as i64, "the time of saying it, not of dialling");
     assert!(!proxy.trust.is_followed());
 
     let other = crate::test_ca::Authority::root("other");

@@ -115,6 +115,8 @@ pub(crate) struct TestCa {
 
 /// A trust bundle stream, in the hands of a test; dropping it ends it.
 pub(crate) struct Stream {
+    /// When its connection was accepted.
+    pub(crate) accepted: Duration,
     said: mpsc::Receiver<Said>,
     bundles: mpsc::Sender<Bundle>,
 }
@@ -147,10 +149,11 @@ impl TestCa {
         tokio::spawn(async move {
             let acceptor = TlsAcceptor::from(Arc::new(without_client_certificate(key)));
             while let Ok((socket, _)) = listener.accept().await {
+                let accepted = clock::wall();
                 // A client that does not trust us ends the handshake.
                 let Ok(stream) = acceptor.accept(socket).await else { continue };
                 if stream.get_ref().1.alpn_protocol() == Some(identity::ALPN_TRUST) {
-                    tokio::spawn(followed(stream, opened.clone()));
+                    tokio::spawn(followed(stream, accepted, opened.clone()));
                 } else {
                     connections.send(stream).await.unwrap();
                 }
@@ -221,7 +224,7 @@ impl IstioCertificateService for Certificates {
 }
 
 /// One trust bundle stream, to its end; rustls keeps the records.
-async fn followed(mut connection: TlsStream<TcpStream>, opened: mpsc::UnboundedSender<Stream>) {
+async fn followed(mut connection: TlsStream<TcpStream>, accepted: Duration, opened: mpsc::UnboundedSender<Stream>) {
     let (mut frames, mut bytes, mut said) = (Frames::default(), Vec::new(), None);
     let (bundles, mut outgoing) = mpsc::channel(1);
     loop {
@@ -237,7 +240,7 @@ async fn followed(mut connection: TlsStream<TcpStream>, opened: mpsc::UnboundedS
                 say.send(open.status.unwrap()).await.unwrap();
                 said = Some(say);
                 // When the test is over, so is this.
-                let _over = opened.send(Stream { said: heard, bundles: bundles.clone() });
+                let _over = opened.send(Stream { accepted, said: heard, bundles: bundles.clone() });
                 continue;
             };
             let answered = match message.is_empty() {
