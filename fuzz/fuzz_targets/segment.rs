@@ -15,8 +15,8 @@ use record::{UidSource, field, key, line, otlp::Attributes};
 use spool::{Config, Disk, OnFull, Reader, Spool, Sync};
 
 const CONFIG: Config = Config {
-    // Segments of 16 KiB: the two records that hold a context are 2 KiB apart.
-    max_bytes: 256 << 10,
+    // Segments of 32 KiB: the two records that hold a context are 4 KiB apart.
+    max_bytes: 512 << 10,
     max_age: Duration::from_secs(3600),
     min_free_bytes: 0,
     sync: Sync::Interval(Duration::from_millis(100)),
@@ -43,7 +43,7 @@ static CLEAN: LazyLock<Clean> = LazyLock::new(|| {
             // Two connections, and records of none.
             if number % 3 > 0 {
                 attributes.text(key::CONNECTION_UID, &(number % 3).to_string());
-                attributes.text(key::SERVICE, &"a context ".repeat(14));
+                attributes.text(key::SERVICE, &"a context ".repeat(25));
             }
             attributes.text(key::LOG_RECORD_UID, std::str::from_utf8(&uids.next(1).text()).expect("it is ASCII"));
             attributes.text(key::DETAIL, &"x".repeat((batch * 31 + number * 7) as usize));
