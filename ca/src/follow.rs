@@ -81,6 +81,9 @@ enum End {
     /// The program ends.
     #[error("the authority stops")]
     Stopped,
+    /// It ends in the middle of a record, behind which nothing can be said.
+    #[error("the authority stops, and it does not take what is sent")]
+    Cut,
 }
 
 impl From<Elapsed> for End {
@@ -153,7 +156,8 @@ pub(crate) async fn begin(
         service,
         _place: place,
     };
-    follower.take(&open.status.unwrap_or_default());
+    // Its clock is compared when it answers: in a rush this may have waited here.
+    follower.heard(&open.status.unwrap_or_default());
     Some(follower)
 }
 
@@ -309,7 +313,17 @@ impl Follower {
         self.sent = snapshot.state.generation;
         self.unanswered_until = Some(Instant::now() + PATIENCE);
         let head = head(&snapshot.bundle, i64::try_from(unix_nanos()).unwrap_or(0));
-        self.send(Buf::chain(head, &*snapshot.bundle)).await
+        self.send_or_stop(Buf::chain(head, &*snapshot.bundle)).await
+    }
+
+    /// Sends, unless the program ends meanwhile.
+    async fn send_or_stop(&mut self, plain: impl Buf) -> Result<(), End> {
+        let trust = self.service.trust.clone();
+        tokio::select! {
+            biased;
+            sent = self.send(plain) => sent,
+            () = trust.stopped() => Err(End::Cut),
+        }
     }
 
     async fn send(&mut self, mut plain: impl Buf) -> Result<(), End> {
@@ -358,7 +372,7 @@ impl Follower {
         }
         self.input = (!input.is_empty()).then_some(input);
         if asked {
-            self.send(&frames::length(0)[..]).await?;
+            self.send_or_stop(&frames::length(0)[..]).await?;
         }
         // Who says much does not keep the others from being heard.
         tokio::task::yield_now().await;
@@ -378,7 +392,7 @@ impl Follower {
             End::Refused(error) => last_word(error),
             End::Stopped => Vec::new(),
             // There is nobody to tell, or nothing can be told any more.
-            End::Io(_) | End::Seal(_) | End::Rude(_) => return,
+            End::Io(_) | End::Seal(_) | End::Rude(_) | End::Cut => return,
         };
         let say = async {
             self.send(&*last).await?;
@@ -389,6 +403,11 @@ impl Follower {
     }
 
     fn take(&mut self, said: &Said) {
+        self.heard(said);
+        self.compare_clocks(said.time_unix_nanos);
+    }
+
+    fn heard(&mut self, said: &Said) {
         self.unanswered_until = None;
         let trust = &self.service.trust;
         if said.generation > trust.current().state.generation {
@@ -403,7 +422,6 @@ impl Follower {
             &said.issuer_sha256,
             said.certificate_not_after,
         ));
-        self.compare_clocks(said.time_unix_nanos);
     }
 
     /// Once for each change of state.

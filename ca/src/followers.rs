@@ -171,8 +171,8 @@ impl Stream {
         }
     }
 
-    /// Notes whether the proxy's clock is far from ours; `true` when that is different now. It begins once in
-    /// [`CLOCK_PAUSE`] at most, whatever the proxy says, and its end is never held back.
+    /// Notes whether the proxy's clock is far from ours; `true` when that is different now. For each pod it begins once a minute
+    /// at most, and its end is never held back.
     pub fn clock_is_apart(&self, apart: bool) -> bool {
         let now = (self.followers.clock)();
         let mut inner = self.followers.inner();

@@ -45,6 +45,7 @@ use crate::pki::{self, PkiError};
 use crate::policy;
 use crate::refusal::CallError;
 use crate::service::Service;
+use crate::trust::Trust;
 
 /// A proxy holds such a connection for one call; a restart of a whole node brings some hundreds at once.
 const CALLERS_MAX: usize = 1024;
@@ -52,6 +53,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// By then somebody has proved who is calling, or the place is given to another.
 const ADMISSION_TIMEOUT: Duration = Duration::from_secs(10);
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// What a stop leaves to a caller who has not proved who is calling.
+const STRANGER_PATIENCE: Duration = Duration::from_secs(1);
 const CALLER_AGE_MAX: Duration = Duration::from_secs(300);
 /// A proxy that went away without a word is noticed within the sum of both.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
@@ -172,7 +175,7 @@ impl IstioCertificateService for Certificates {
 /// When TLS cannot be set up.
 ///
 /// # Cancellation
-/// Dropping the future closes the listener and every connection of a caller. Who follows ends with the runtime.
+/// Dropping the future closes the listener and every connection of a caller, and stops who follows.
 pub async fn serve(
     service: Arc<Service>,
     listener: TcpListener,
@@ -193,6 +196,7 @@ pub async fn serve(
     config.enable_secret_extraction = true;
     let (tls, places) = (Arc::new(config).into(), Places::new(streams_max));
     let accepting = Accepting { service: service.clone(), tls, places };
+    let stopping = Stopping(service.trust.clone());
     let mut connections = JoinSet::new();
     tokio::select! {
         () = accepting.run(&listener, &mut connections) => {}
@@ -200,11 +204,19 @@ pub async fn serve(
         () = tick(&service) => {}
         () = stop => {}
     }
-    drop(listener);
-    service.trust.stop();
+    drop((listener, stopping));
     while connections.join_next().await.is_some() {}
     accepting.places.all_given_back().await;
     Ok(())
+}
+
+/// Stops who follows, when dropped.
+struct Stopping(Arc<Trust>);
+
+impl Drop for Stopping {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
 }
 
 /// Lets those who follow look at the time, for ever.
@@ -382,8 +394,10 @@ async fn serve_connection(service: Arc<Service>, connection: Arc<Connection>, st
     };
     if politely {
         served.as_mut().graceful_shutdown();
+        let is_known = connection.admitted.load(SeqCst);
+        let patience = if is_known { CALL_TIMEOUT } else { STRANGER_PATIENCE };
         // Whether it ended or not, it is dropped now.
-        let _ended = timeout(CALL_TIMEOUT, poll_fn(|cx| stream.turn(cx, served.as_mut()))).await;
+        let _ended = timeout(patience, poll_fn(|cx| stream.turn(cx, served.as_mut()))).await;
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio_rustls::TlsConnector;
 use tonic::Code;
 
-use crate::support::proxy::{Handshakes, Proxy, connect, open, store, unix_nanos};
+use crate::support::proxy::{Handshakes, Proxy, connect, connect_for, open, store, unix_nanos};
 use crate::support::{DOMAIN, Place, Running, ask, command, free_address, status, until, until_async};
 
 const CONFIG: &str = "leafLifetime: 10s\nrenewWithin: 1s\nrotation: {absenceWindow: 3s, stuckAfter: 2s}";
@@ -250,8 +250,10 @@ async fn a_stop_is_quick_with_streams_open() {
     let place = Place::new("stop");
     let mut running = place.start();
     let _proxy = Proxy::start(&place, &[running.address], "web-0").await;
-    // Two that never say who they are: one of them is nothing but a socket.
-    let _silent = connect(running.address, &store(&place.root())).await.unwrap();
+    // Three that never say who they are: one of them is nothing but a socket.
+    let store = store(&place.root());
+    let _silent = connect(running.address, &store).await.unwrap();
+    let _caller = connect_for(running.address, &store, b"h2").await.unwrap();
     let _nothing = tokio::net::TcpStream::connect(running.address).await.unwrap();
     running.signal("TERM");
     let start = Instant::now();

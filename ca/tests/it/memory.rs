@@ -85,4 +85,6 @@ async fn a_proxy_that_follows_costs_two_kib_and_changes_cost_nothing_that_stays(
     println!("{sizes:?}");
     let (filled, last) = (sizes[1 + CHANGES], sizes[1 + 2 * CHANGES]);
     assert!(last < filled + filled / 20, "it grows with each change: {sizes:?}");
+    let each = last.saturating_sub(sizes[0]) / u64::try_from(PROXIES[1] - PROXIES[0]).unwrap();
+    assert!(each <= BYTES_MAX, "{each} bytes for each proxy after the changes: {sizes:?}");
 }

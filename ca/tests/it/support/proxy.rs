@@ -54,8 +54,19 @@ pub(crate) async fn connect(
     address: SocketAddr,
     store: &Arc<Store>,
 ) -> std::io::Result<TlsStream<tokio::net::TcpStream>> {
+    connect_for(address, store, identity::ALPN_TRUST).await
+}
+
+/// As [`connect`], for this protocol.
+pub(crate) async fn connect_for(
+    address: SocketAddr,
+    store: &Arc<Store>,
+    alpn: &[u8],
+) -> std::io::Result<TlsStream<tokio::net::TcpStream>> {
     let authority = format!("spiffe://{DOMAIN}/ns/picket-system/sa/picket-ca").parse().unwrap();
-    let connector = TlsConnector::from(Arc::new(identity::trust_client_config(store, &authority)));
+    let mut config = identity::trust_client_config(store, &authority);
+    config.alpn_protocols = vec![alpn.to_vec()];
+    let connector = TlsConnector::from(Arc::new(config));
     let socket = tokio::net::TcpStream::connect(address).await?;
     connector.connect(ServerName::try_from("picket-ca").expect("a host name"), socket).await
 }
