@@ -8,7 +8,10 @@ use crate::{
 };
 
 /// Bytes of one numbered field at most: what the three bytes of its length can say, with its tag.
-pub const BYTES_MAX: usize = 4 + (1 << 21) - 1;
+pub const BYTES_MAX: usize = HEAD_BYTES + (1 << 21) - 1;
+
+/// Bytes of a finished field before its content: the tag, and the length, which is padded.
+pub const HEAD_BYTES: usize = 4;
 
 /// The tag of `ScopeLogs.log_records`.
 const TAG: u8 = 0x12;
@@ -58,7 +61,7 @@ pub fn contents(mut fields: &[u8]) -> impl Iterator<Item = Result<&[u8], Malform
 /// # Errors
 /// When it would be longer than [`BYTES_MAX`]; `out` is as before then.
 pub fn append(out: &mut Vec<u8>, content: &[u8]) -> Result<(), Malformed> {
-    if content.len() + 4 > BYTES_MAX {
+    if content.len() + HEAD_BYTES > BYTES_MAX {
         return Err(Malformed);
     }
     otlp::record_field(out, |out| out.extend_from_slice(content));
@@ -94,9 +97,6 @@ pub fn append_numbered_without(
     });
     Ok(())
 }
-
-/// Bytes of a numbered field before its content: the tag, and the length, which is padded.
-pub const HEAD_BYTES: usize = 4;
 
 /// Where the attributes of a field's content begin; its end where it has none.
 pub fn attributes_at(content: &[u8]) -> usize {

@@ -21,6 +21,8 @@ pub(crate) const REPORTS_MAX: usize = 64;
 const ENTRY_OVERHEAD: u64 = 64;
 /// Room that is asked for at once, at most; a spool takes so much more of the disk than its bytes.
 const RESERVED_BYTES: u64 = 1 << 20;
+/// With less than this to spare on the file system nothing is reserved: the last room is for others, such as the cursor.
+const SPARE_BYTES_MIN: u64 = 64 << 20;
 /// Bytes between the two records that hold a context, in segments of half a MiB or more: no page and no block has both.
 const HOLDERS_DISTANCE: u64 = 64 << 10;
 
@@ -163,14 +165,14 @@ impl Spool {
         let estimate = fields.len() as u64 + ENTRY_OVERHEAD * (count + 1);
         self.make_room(estimate)?;
         self.segment_for(now, estimate).map_err(|error| (reason(&error), error))?;
-        let before = (self.tip, self.active.as_ref().map_or(0, |active| active.holders_left));
+        let (tip, holders_left) = (self.tip, self.active.as_ref().map_or(0, |active| active.holders_left));
         let reports = self.frame(now, fields);
         if let Err(error) = self.write() {
             // The numbers of the records are the caller's to lose; the reports wait for the next try.
-            self.tip = before.0;
+            self.tip = tip;
             self.chain.forget_holders();
             if let Some(active) = &mut self.active {
-                active.holders_left = before.1;
+                active.holders_left = holders_left;
             }
             let mut state = self.shared.lock();
             reports.into_iter().for_each(|gap| note(&mut state.unreported, gap));
@@ -243,6 +245,7 @@ impl Spool {
         let (code, head, left_out) = match form {
             Form::Whole => (code, None, 0..0),
             Form::Holder => (Code::Holder, None, 0..0),
+            // Shorter than 256 bytes: looked at above.
             Form::Short(holders) => (Code::Short, Some(short_head(holders, front as u8)), context.clone()),
         };
         // What follows the context in the field as it is written, behind the head.
@@ -264,9 +267,8 @@ impl Spool {
         let end = active.bytes + self.buffer.len() as u64;
         if end > active.reserved {
             active.reserved = end.next_multiple_of(RESERVED_BYTES);
-            // The last room is for others, such as the cursor.
             let free = self.shared.storage.free_bytes().unwrap_or(0);
-            if free.saturating_sub(self.config.min_free_bytes) >= 64 * RESERVED_BYTES {
+            if free.saturating_sub(self.config.min_free_bytes) >= SPARE_BYTES_MIN {
                 active.file.reserve(active.reserved);
             }
         }
